@@ -1,0 +1,55 @@
+"""Checkpoints in `<workdir>/checkpoints/<step>`: Orbax, written in the background."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from score_st import cli, state
+from score_st.config import ConfigError
+
+
+def manager(workdir: str | Path, keep_period: int | None = None, read_only: bool = False) -> ocp.CheckpointManager:
+    """Keeps the newest checkpoint and every one at a multiple of `keep_period`."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, keep_period=keep_period, read_only=read_only, create=not read_only
+    )
+    return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
+
+
+def save(manager: ocp.CheckpointManager, state):
+    """Starts to write `state` under its step; a step that is there already is left alone."""
+    step = int(state.step)
+    if step != manager.latest_step():
+        manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def restore(manager: ocp.CheckpointManager, abstract, sharding, step: int | None = None):
+    """The state at `step`, by default the newest, laid out by `sharding`; None where there is none.
+
+    Args:
+      abstract: a state of ShapeDtypeStructs.
+    """
+    step = manager.latest_step() if step is None else step
+    if step is None:
+        return None
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+    return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def open_for_reading(workdir: str | Path, config, made, step: int | None = None):
+    """The state in `workdir` for evaluation or sampling, on all devices.
+
+    Raises:
+      ConfigError: no such checkpoint, or one of a network that `config` does not describe.
+    """
+    workdir = Path(workdir)
+    cli.check_same(workdir, config, lambda key: key.startswith(cli.MEANING))
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` makes them")
+    with manager(workdir, read_only=True) as opened:
+        steps = opened.all_steps()
+        if not steps or (step is not None and step not in steps):
+            there = f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no finished checkpoint yet"
+            raise ConfigError(f"--workdir {workdir}: {there}" + ("" if step is None else f", not {step}"))
+        return restore(opened, made.abstract_state, state.replicated(state.mesh()), step)

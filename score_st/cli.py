@@ -1,0 +1,146 @@
+"""What the commands share: arguments, errors as one line, and the workdir."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from score_st.config import ConfigError, flatten, load, to_json
+
+# keys that may change from one run to the next in the same workdir
+FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
+# keys that say what the weights of a checkpoint mean
+MEANING = (
+    "model.",
+    "data.image_size",
+    "data.num_channels",
+    "data.centered",
+    "training.sde",
+    "training.continuous",
+    "training.ddpm_score",
+    "training.unbounded_parametrization",
+    "training.stabilizing_constant",
+    "training.eta",
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser(command: str, description: str, examples: str) -> Parser:
+    """With --config, --workdir and the note on --config.KEY=VALUE."""
+    made = Parser(
+        prog=f"python -m score_st.{command}",
+        description=description,
+        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, 2 not possible as asked (nothing was written)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", required=True, metavar="FILE", help="a configuration, see configs/")
+    made.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, logs and results are")
+    made.add_argument(
+        "--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0"
+    )
+    return made
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
+    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE.
+
+    Raises:
+      ConfigError: see `config.load`.
+    """
+    overrides, rest = {}, []
+    argv = list(sys.argv[1:] if argv is None else argv)
+    while argv:
+        word = argv.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not argv:
+                raise ConfigError(f"{word}: needs a value, as in {word}=VALUE")
+            value = argv.pop(0)
+        overrides[key] = value
+    arguments = parser.parse_args(rest)
+    arguments.config = load(arguments.config, overrides)
+    return arguments
+
+
+def run(main: Callable[[], None]):
+    """Runs a command; a ConfigError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def claim(workdir: str | Path, config) -> Path:
+    """The workdir, made if need be, with the configuration in `config.json`.
+
+    Raises:
+      ConfigError: it can't be written, or holds a run of another configuration; it is then as it was.
+    """
+    workdir = Path(workdir)
+    check_same(workdir, config, lambda key: not key.startswith(FREE))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / "config.json", to_json(config))
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {workdir}: can't be written ({error.strerror}); name a folder that can"
+        ) from error
+    return workdir
+
+
+def check_same(workdir: Path, config, matters: Callable[[str], bool]):
+    """Raises ConfigError where the workdir's configuration differs in a key that matters."""
+    try:
+        made = json.loads((workdir / "config.json").read_text())
+    except OSError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); name another folder") from error
+    old = {f"{s}.{k}": v for s, section in made.items() if isinstance(section, dict) for k, v in section.items()}
+    old |= {k: v for k, v in made.items() if not isinstance(v, dict)}
+    new = json.loads(json.dumps(flatten(config)))
+    differences = [key for key in sorted(new) if matters(key) and key in old and old[key] != new[key]]
+    if differences:
+        shown = ", ".join(f"{key}={old[key]!r} (not {new[key]!r})" for key in differences[:3])
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ConfigError(f"--workdir {workdir}: was made with {shown}{more}; use that, or another workdir")
+
+
+def write(path: Path, text: str):
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class Clock:
+    """Speed and time left of a loop from `start` to `stop`."""
+
+    def __init__(self, start: int, stop: int):
+        self.stop = stop
+        self.last = (start, time.perf_counter())
+
+    def lap(self, step: int) -> tuple[float, str]:
+        """Steps a second since the last lap, and the time left at this speed as h:mm:ss."""
+        now = time.perf_counter()
+        speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
+        self.last = (step, now)
+        left = int((self.stop - step) / speed) if speed else 0
+        return speed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -1,0 +1,243 @@
+"""The configuration: every key with its default, read from a file, changed on the command line.
+
+A config file defines `get_config()`, which takes `default()` and changes a few keys of it. Sections and names are
+those of the official PyTorch code, so `--config.training.k=2.0` means here what it means there; keys that only this
+package has are marked `# ours`.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """Something that the user asked for is not possible; the message is one line that says what would be."""
+
+
+def default() -> ConfigDict:
+    """All keys, with the values shared by the official CIFAR-10 configurations."""
+    config = ConfigDict()
+    config.seed = 42
+    config.training = ConfigDict(
+        dict(
+            sde="vpsde",  # vpsde, subvpsde, vesde or reciprocal_vesde
+            batch_size=128,  # images a step, over all devices
+            n_iters=1300001,
+            snapshot_freq=100000,  # steps between checkpoints that are kept
+            snapshot_freq_for_preemption=10000,  # steps between checkpoints for resuming
+            log_freq=100,
+            eval_freq=100,
+            snapshot_sampling=False,  # a picture of samples at each snapshot
+            continuous=True,  # False: the discrete losses of DDPM (VP) and SMLD (VE)
+            importance_sampling=True,
+            likelihood_weighting=True,
+            reduce_mean=False,
+            reconstruction_loss=False,
+            mixed=False,  # half of the batch importance sampled, half with uniform times
+            ddpm_weight=0.01,  # the weight of the second half
+            balanced=False,  # and whether it is scaled to the first
+            st=False,  # Soft Truncation
+            k=1.0,  # tau ~ tau^-k on [truncation_time, 1]; inf is no soft truncation
+            tau_groups=0,  # ours: draws of tau a step: 0 one a device, 1 one a batch, batch_size one an image
+            truncation_time=1e-5,
+            unbounded_parametrization=False,
+            stabilizing_constant=1e-3,
+            ddpm_score=True,  # VP: the network predicts the noise, not the score
+            eta=1e-3,  # reciprocal_vesde
+            official_loss=False,  # ours: weigh and sum the loss as the official code does (README, departures)
+        )
+    )
+    config.sampling = ConfigDict(
+        dict(
+            method="ode",  # ode or pc
+            predictor="euler_maruyama",
+            corrector="none",
+            n_steps_each=1,
+            noise_removal=True,
+            probability_flow=False,
+            snr=0.16,
+            grid="uniform",  # ours: times of the pc sampler, uniform or logsnr
+            batch_size=1024,
+            truncation_time=1e-5,
+            rtol=1e-5,  # ours
+            atol=1e-5,  # ours
+        )
+    )
+    config.eval = ConfigDict(
+        dict(
+            batch_size=200,
+            enable_bpd=False,  # bits/dim at each snapshot
+            num_samples=50000,
+            residual=True,
+            nll_iter=1,  # times that the test set is gone through with new noise
+            nelbo_iter=1,
+            rtol=1e-5,  # ours
+            atol=1e-5,  # ours
+            hutchinson_type="Rademacher",  # ours: or Gaussian
+            max_steps=4096,  # ours: of the ODE solver, for each image
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            dataset="CIFAR10",
+            dir="",  # ours: where the files are looked for
+            image_size=32,
+            num_channels=3,
+            num_levels=256,  # ours: pixel values are 0 ... num_levels - 1
+            random_flip=True,
+            centered=False,  # scaled to [-1, 1] instead of [0, 1]
+            dequantization="none",  # none, uniform or lossless
+            category="",  # LSUN
+            tfrecords_path="",  # CelebA-HQ and FFHQ
+        )
+    )
+    config.model = ConfigDict(
+        dict(
+            name="ncsnpp",
+            ema_rate=0.9999,
+            sigma_min=0.01,
+            sigma_max=50.0,
+            num_scales=1000,
+            beta_min=0.1,
+            beta_max=20.0,
+            nf=128,
+            ch_mult=(1, 2, 2, 2),
+            num_res_blocks=4,
+            attn_resolutions=(16,),
+            attention=True,
+            dropout=0.1,
+            embedding_type="fourier",  # fourier or positional
+            embedding_dim=128,  # with lsgm
+            lsgm=False,
+            fourier_scale=16.0,
+            fourier_feature=False,
+            conditional=True,
+            scale_by_sigma=False,
+            nonlinearity="swish",  # swish, elu, relu or lrelu
+            resblock_type="biggan",  # biggan or ddpm
+            resamp_with_conv=True,
+            fir=False,
+            fir_kernel=(1, 3, 3, 1),
+            skip_rescale=True,
+            progressive="none",  # none, output_skip or residual
+            progressive_input="none",  # none, input_skip or residual
+            progressive_combine="sum",  # sum or cat
+            auxiliary_resblock=True,
+            init_scale=0.0,
+        )
+    )
+    config.optim = ConfigDict(
+        dict(
+            optimizer="Adam",  # Adam or AdamW
+            lr=2e-4,
+            beta1=0.9,
+            eps=1e-8,
+            weight_decay=0.0,
+            warmup=5000,
+            grad_clip=1.0,  # of the global norm; negative is none
+            num_micro_batch=1,
+        )
+    )
+    return config
+
+
+def flatten(config: ConfigDict) -> dict:
+    """{'training.k': 1.0, ...}."""
+    flat = {}
+    for section, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat.update({f"{section}.{key}": v for key, v in value.items()})
+        else:
+            flat[section] = value
+    return flat
+
+
+def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """The configuration of a file with some keys changed.
+
+    Args:
+      path: a Python file that defines `get_config()`.
+      overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
+
+    Raises:
+      ConfigError: no such file, a file that is no config, an unknown key or a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file; the ones that come with the package are under configs/")
+    spec = importlib.util.spec_from_file_location("score_st_config", path)
+    if spec is None:
+        raise ConfigError(f"--config {path}: not a Python file; it should end in .py and define get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever the user's file raises is the user's to mend
+        message = " ".join(str(error).split())
+        raise ConfigError(f"--config {path}: {type(error).__name__}: {message}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config {path}: get_config() should return an ml_collections.ConfigDict")
+    for key in flatten(config).keys() - flatten(default()).keys():
+        raise ConfigError(f"--config {path}: unknown key {key}{_suggest(key)}")
+    for key, text in (overrides or {}).items():
+        _set(config, key, text)
+    return config.lock()
+
+
+def _suggest(key: str) -> str:
+    known = list(flatten(default()))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:  # right name, wrong section
+        close = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _set(config: ConfigDict, key: str, text: str):
+    flat = flatten(config)
+    if key not in flat:
+        raise ConfigError(f"--config.{key}: unknown key{_suggest(key)}")
+    old = flat[key]
+    value = _parse(text, old)
+    if value is None:
+        what = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple such as (1, 2, 2)"}
+        raise ConfigError(f"--config.{key}={text}: should be {what[type(old)]}, like the default {old!r}")
+    *section, name = key.split(".")
+    target = config[section[0]] if section else config
+    with target.unlocked():
+        target[name] = value
+
+
+def _parse(text: str, old):
+    """`text` as a value of the type of `old`, or None."""
+    try:
+        if isinstance(old, str):
+            return text
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+        if isinstance(old, tuple):
+            value = ast.literal_eval(text)
+            value = tuple(value) if isinstance(value, tuple | list) else (value,)
+            return value if all(isinstance(v, int | float) for v in value) else None
+        if isinstance(old, int):
+            value = float(text)
+            return int(text) if "e" not in text.lower() else (int(value) if value == int(value) else None)
+        return float(text)
+    except (ValueError, SyntaxError, OverflowError):
+        return None
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def choose(table: dict, name: str, key: str):
+    """`table[name]`, or a ConfigError that lists the choices; `key` names the setting."""
+    if name not in table:
+        close = difflib.get_close_matches(str(name), list(table), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"config.{key}: unknown {name!r}; choose from {', '.join(table)}{hint}")
+    return table[name]

@@ -1,0 +1,123 @@
+"""Images: uint8 [N, H, W, C] from a source, batches as a function of the step, scaling on the device.
+
+Pixels hold whole numbers 0 ... num_levels - 1 until they are on the device, where they are dequantised and scaled to
+[0, 1] or (data.centered) [-1, 1].
+"""
+
+import dataclasses
+import functools
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_st.config import ConfigError, choose
+
+
+def digits(config, split: str) -> np.ndarray:
+    """Scikit-learn's handwritten digits, 8x8x1 with values 0-16: 1,500 to train and 297 to test, a fixed draw."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images.astype(np.uint8)[..., None]
+    order = np.random.RandomState(0).permutation(len(images))
+    return images[order[:1500] if split == "train" else order[1500:]]
+
+
+SOURCES = {"DIGITS": digits}
+DEQUANTIZATIONS = {"none": "x/(L-1)", "uniform": "(x + u)/L", "lossless": "x/(L-1), with a discretised decoder"}
+
+
+def load(config, split: str) -> np.ndarray:
+    """Images uint8 [N, image_size, image_size, num_channels] of `split`, "train" or "test".
+
+    Raises:
+      ConfigError: an unknown data set or dequantisation, or images that are not as config.data says.
+    """
+    data = config.data
+    choose(DEQUANTIZATIONS, data.dequantization, "data.dequantization")
+    images = choose(SOURCES, data.dataset, "data.dataset")(config, split)
+    for key, size in (("image_size", images.shape[1]), ("num_channels", images.shape[3])):
+        if data[key] != size:
+            raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")
+    if images.max() >= data.num_levels:
+        raise ConfigError(
+            f"config.data.num_levels: {data.dataset} has values up to {images.max()}; should be one more"
+        )
+    return images
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """An endless stream of shuffled batches; batch i is a function of (seed, i) alone.
+
+    Attributes:
+      images: [N, H, W, C].
+      batch_size: over all processes.
+      part, parts: this process and how many there are; each gets its contiguous share of every batch.
+    """
+
+    images: np.ndarray
+    batch_size: int
+    seed: int
+    part: int = 0
+    parts: int = 1
+
+    @functools.cached_property
+    def _order(self):
+        return grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
+
+    def batch(self, step: int):
+        """uint8 [batch_size / parts, H, W, C]."""
+        share = self.batch_size // self.parts
+        first = step * self.batch_size + self.part * share
+        return self.images[[self._order[first + i] for i in range(share)]]
+
+    def batches(self, start: int, stop: int):
+        """The batches of steps start ... stop - 1, read ahead by threads."""
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+        return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
+
+
+def padded(images: np.ndarray, batch_size: int):
+    """All images once in order: batches of exactly `batch_size`, with a mask [batch_size] of those that count."""
+    for first in range(0, len(images), batch_size):
+        batch = images[first : first + batch_size]
+        mask = np.arange(batch_size) < len(batch)
+        yield np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)]), mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaler:
+    """Between integer images and what the networks are trained on.
+
+    Attributes:
+      num_levels, centered, dequantization: as in config.data.
+    """
+
+    num_levels: int
+    centered: bool
+    dequantization: str
+
+    def forward(self, images, u):
+        """Float x from uint8 images; u like x is uniform on [0, 1) and used by uniform dequantisation alone."""
+        x = images.astype(u.dtype)
+        x = (x + u) / self.num_levels if self.dequantization == "uniform" else x / (self.num_levels - 1)
+        return 2 * x - 1 if self.centered else x
+
+    def inverse(self, x):
+        """uint8 images from float x, each pixel to the level whose values it lies among."""
+        x = (x + 1) / 2 if self.centered else x
+        levels = self.num_levels
+        x = jnp.floor(x * levels) if self.dequantization == "uniform" else jnp.round(x * (levels - 1))
+        return jnp.clip(x, 0, levels - 1).astype(jnp.uint8)
+
+
+def scaler_from_config(config) -> Scaler:
+    return Scaler(config.data.num_levels, config.data.centered, config.data.dequantization)
+
+
+def random_flip(images, key):
+    """Each image [H, W, C] of a batch mirrored left to right with probability ½."""
+    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)

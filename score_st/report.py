@@ -1,0 +1,85 @@
+"""Pictures of what a run made; `python -m score_st.report` draws several runs side by side."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from score_st import cli
+from score_st.config import ConfigError
+
+EXAMPLES = "  python -m score_st.report --workdir runs/digits runs/no_st --out runs/loss_by_time.png"
+
+
+def grid(images: np.ndarray, num_levels: int, path: Path, limit: int = 256, gap: int = 2):
+    """A PNG of up to `limit` images uint8 [N, H, W, C] in a square; small ones enlarged, pixels kept sharp."""
+    images = images[:limit]
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    shown = (images.astype(np.float32) * 255 / (num_levels - 1)).round().astype(np.uint8)
+    for i, image in enumerate(shown):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    scale = max(1, 512 // max(picture.size))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST).save(path)
+
+
+def loss_by_time(curves: dict[str, dict], path: Path):
+    """A PNG of the loss over t of several runs: mean over the test images and one standard deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves.items():
+        t, loss, std = (np.asarray(curve[key]) for key in ("t", "loss", "std"))
+        (line,) = left.plot(t, loss, label=name)
+        left.fill_between(t, np.maximum(loss - std, 1e-6), loss + std, color=line.get_color(), alpha=0.15, linewidth=0)
+        right.plot(t, loss / np.asarray(next(iter(curves.values()))["loss"]), label=name)
+    left.set(xscale="log", yscale="log", xlabel="t", ylabel="½ ‖σ s + z‖² a dimension [nats]", title="Loss by time")
+    right.set(xscale="log", xlabel="t", ylabel=f"relative to {next(iter(curves))}", title="Side by side")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: list[str] | None = None):
+    parser = cli.Parser(
+        prog="python -m score_st.report",
+        description="Draws the loss over t of evaluated runs side by side.",
+        epilog=f"examples:\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workdir", nargs="+", required=True, metavar="DIR", help="runs to compare, the first is the base"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture")
+    arguments = parser.parse_args(argv)
+    curves = {}
+    for workdir in map(Path, arguments.workdir):
+        try:
+            curves[str(workdir)] = json.loads((workdir / "eval/loss_by_time.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--workdir {workdir}: no eval/loss_by_time.json; `python -m score_st.eval` makes it"
+            ) from error
+    try:
+        loss_by_time(curves, Path(arguments.out))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--out {arguments.out}: can't be written ({error}); a .png in an existing folder would do"
+        ) from error
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

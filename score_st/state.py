@@ -1,0 +1,94 @@
+"""What training carries from step to step, the optimiser, and how both lie on the devices."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from score_st.config import ConfigError, choose
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes:
+    step: updates done, int32.
+    params: of the network.
+    opt_state: of the optimiser.
+    ema: moving average of the parameters.
+    ema_updates: of the average, int32; differs from `step` only in converted checkpoints.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    ema: dict
+    ema_updates: jax.Array
+
+
+def trainable(params):
+    """A tree of bools like `params`: False for the fixed frequencies of a Gaussian Fourier embedding."""
+    fixed = "['all_modules_0']['W']"
+    return jax.tree_util.tree_map_with_path(lambda path, _: fixed not in jax.tree_util.keystr(path), params)
+
+
+def adam(optim, lr):
+    """torch.optim.Adam: weight decay is added to the gradient."""
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=trainable)
+    return optax.chain(decay, optax.scale_by_adam(optim.beta1, 0.999, optim.eps), optax.scale_by_learning_rate(lr))
+
+
+def adamw(optim, lr):
+    """Decoupled weight decay, with the official β₂ = 0.99."""
+    return optax.adamw(lr, optim.beta1, 0.99, optim.eps, weight_decay=optim.weight_decay, mask=trainable)
+
+
+OPTIMIZERS = {"Adam": adam, "AdamW": adamw}
+
+
+def optimizer_from_config(config) -> optax.GradientTransformation:
+    """Clipping of the global norm, then Adam or AdamW with linear warm-up from 0 at the first step."""
+    optim = config.optim
+    make = choose(OPTIMIZERS, optim.optimizer, "optim.optimizer")
+    lr = optim.lr
+    if optim.warmup > 0:
+        lr = lambda count: optim.lr * jnp.minimum(count / optim.warmup, 1.0)
+    clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip >= 0 else optax.identity()
+    return optax.chain(clip, make(optim, lr))
+
+
+def create(params, optimizer) -> TrainState:
+    # step and ema_updates are buffers of their own, as donation wants
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(2)]
+    return TrainState(zeros[0], params, optimizer.init(params), jax.tree.map(jnp.copy, params), zeros[1])
+
+
+def update(state: TrainState, gradient, optimizer, ema_rate: float) -> TrainState:
+    """One step of the optimiser, then of the average: its rate is min(ema_rate, (1 + n)/(10 + n)) at update n."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    n = state.ema_updates + 1
+    rate = jnp.minimum(ema_rate, (1 + n) / (10 + n))
+    ema = jax.tree.map(lambda e, p: e - (1 - rate) * (e - p), state.ema, params)
+    return TrainState(state.step + 1, params, opt_state, ema, n)
+
+
+def mesh():
+    """All devices of all processes along one axis, `data`."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh):
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh):
+    """Of a batch: its first axis over the devices, in contiguous shares."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_divisible(key: str, size: int, by: int, what: str):
+    """Raises ConfigError unless `size`, the value of config key `key`, is a multiple of `by`."""
+    if size % by:
+        below = max(size // by * by, by)
+        raise ConfigError(f"config.{key}={size}: should be a multiple of {by}, {what}; {below} would do")

@@ -1,0 +1,38 @@
+"""Installs score_st; see README.md."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"]
+
+setup(
+    name="score_st",
+    version="0.1.0",
+    description="Soft Truncation for score-based diffusion models, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["score_st", "score_st.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "diffrax>=0.7.2",
+        "grain>=0.2.18",
+        "ml_collections>=1.1.0",
+        "clu>=0.0.12",
+        "chex>=0.1.92",
+        "tensorflow-datasets>=4.9.10",
+        "array_record>=0.8.3",
+        "numpy>=2",
+        "scikit-learn>=1.5",
+        "tensorboardX>=2.6",
+        "matplotlib>=3.9",
+        "pillow>=11",
+        "rich>=13",
+    ],
+    extras_require={"test": TEST},
+)
