@@ -84,8 +84,7 @@ class Loss:
         whose weight is the likelihood's already.
       mean: over dimensions instead of the sum.
       reconstruction: add it; `log_mass` as there.
-      official: the official code's weights: 1 for uniform and reciprocal times, ½ twice in a sum, no entropy in the
-        lossless reconstruction.
+      official: as the official code has it, ½ twice in a sum, and no entropy in the lossless reconstruction.
     """
 
     sde: SDE
@@ -99,8 +98,6 @@ class Loss:
     def __call__(self, score: Score, x, tau, u, z, z_rec):
         """[B] for x [B, ...], τ [B], u [B] uniform on [0, 1), z and z_rec like x."""
         t, weight = self.law(self.sde, tau, u)
-        if self.official and self.law is not times.importance:
-            weight = jnp.ones_like(t)
         if self.likelihood_weighting:
             weight = weight * self.sde.diffusion2(t) / jnp.square(self.sde.sigma(t))
         loss = 0.5 * weight * denoising_error(score, self.sde, x, t, z)
@@ -218,5 +215,6 @@ def from_config(config, sde: SDE, groups: int) -> Loss | Mixture | Discrete:
     )
     if not training.mixed:
         return loss
-    halves = [dataclasses.replace(loss, law=law) for law in (times.importance, times.uniform)]
+    second = times.mean(times.uniform) if training.official_loss else times.uniform
+    halves = [dataclasses.replace(loss, law=law) for law in (times.importance, second)]
     return Mixture(*halves, training.ddpm_weight, training.balanced, groups)

@@ -35,6 +35,11 @@ def reciprocal(sde, tau, u):
     return jnp.clip(1 / s, tau, sde.T), span / (1 / sde.eps - 1 / sde.T)
 
 
+def mean(law):
+    """The same times with weight 1: a mean over [τ, T], as the official code has it for all but importance times."""
+    return lambda sde, tau, u: (law(sde, tau, u)[0], jnp.ones_like(tau))
+
+
 def low_discrepancy(key, n: int):
     """u [n], each uniform on [0, 1), together evenly spread (Kingma et al. 2021, app. I.1)."""
     return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
@@ -46,5 +51,7 @@ LAWS = {"uniform": uniform, "importance": importance, "reciprocal": reciprocal}
 def from_config(config):
     """The law of the configuration: RVE draws uniformly in 1/t, the others as training.importance_sampling says."""
     if config.training.sde.lower() == "reciprocal_vesde":
-        return reciprocal
-    return LAWS["importance" if config.training.importance_sampling else "uniform"]
+        law = reciprocal
+    else:
+        law = importance if config.training.importance_sampling else uniform
+    return mean(law) if config.training.official_loss and law is not importance else law
