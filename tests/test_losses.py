@@ -158,7 +158,9 @@ def test_reconstruction_of_a_gaussian():
     np.testing.assert_allclose(mean, posterior, rtol=1e-5)
     nll = 0.5 * jnp.sum(jnp.square((x - mean) / sde.expand(std, x)), (1, 2, 3)) + 2 * jnp.log(2 * jnp.pi * std**2)
     entropy = 2 * jnp.log(2 * jnp.pi * math.e * diffusion.sigma(t) ** 2)
-    np.testing.assert_allclose(losses.reconstruction(data.score(diffusion), diffusion, x, t, z), nll - entropy, rtol=1e-4)
+    np.testing.assert_allclose(
+        losses.reconstruction(data.score(diffusion), diffusion, x, t, z), nll - entropy, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["vpsde", "vesde"])

@@ -46,10 +46,15 @@ def test_parameter_counts_are_the_official_ones():
     shared = dict(nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=4)
     cases = [
         (dict(embedding_type="positional", **shared), 61804419),
-        (dict(embedding_type="fourier", progressive_input="residual", fir=True, scale_by_sigma=True, **shared), 62758915),
+        (
+            dict(embedding_type="fourier", progressive_input="residual", fir=True, scale_by_sigma=True, **shared),
+            62758915,
+        ),
         (dict(embedding_type="positional", **(shared | dict(num_res_blocks=8))), 106632579),
         (
-            dict(embedding_type="positional", lsgm=True, embedding_dim=128, nf=512, ch_mult=(1, 1, 1), num_res_blocks=8),
+            dict(
+                embedding_type="positional", lsgm=True, embedding_dim=128, nf=512, ch_mult=(1, 1, 1), num_res_blocks=8
+            ),
             373929475,
         ),
     ]

@@ -1,0 +1,110 @@
+"""Bad requests: one line that says what is right, exit code 2, the workdir untouched."""
+
+from pathlib import Path
+
+import pytest
+
+from score_st import cli, config, report, sample, train
+from score_st import eval as evaluation
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
+
+BAD = {
+    "--config.training.batch_siz=3": "unknown key; did you mean training.batch_size?",
+    "--config.model.batch_size=3": "did you mean",
+    "--config.training.batch_size=many": "should be a whole number, like the default 128",
+    "--config.training.batch_size=1.5": "should be a whole number",
+    "--config.training.st=perhaps": "should be True or False",
+    "--config.model.ch_mult=a": "should be a tuple such as (1, 2, 2)",
+    "--config.training.k=-1": "should be 0 or more",
+    "--config.training.sde=vp": "choose from vpsde, subvpsde, vesde, reciprocal_vesde",
+    "--config.data.dataset=MNIST": "choose from DIGITS",
+    "--config.training.batch_size=12": "should be a multiple of 8, the number of devices; 8 would do",
+    "--config.model.ch_mult=(1,1,1,1,1)": "so it should be a multiple of 16, such as 16",
+    "--config.optim.optimizer=SGD": "choose from Adam, AdamW",
+    "--config.optim.num_micro_batch=3": "micro-batches",
+    "--config.eval.batch_size=7": "config.eval.batch_size=7: should be a multiple of 8",
+    "--config.sampling.predictor=euler": "did you mean euler_maruyama?",
+    "--config.training.tau_groups=3": "training.tau_groups",
+    "--config.model.progressive=skip": "choose from none, output_skip, residual",
+}
+
+
+def refused(capsys, main, argv) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: main([str(word) for word in argv]))
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and error.count("\n") == 0 and "error: " in error
+    return error
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_impossible_settings(capsys, tmp_path, argument):
+    settings = [f"--config.eval.batch_size={80}", argument]
+    error = refused(capsys, train.main, ["--config", DIGITS, "--workdir", tmp_path / "run", *settings])
+    assert BAD[argument] in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_no_configuration(capsys, tmp_path):
+    texts = {
+        "none.py": None,
+        "broken.py": "def get_config(:",
+        "empty.py": "x = 1",
+        "odd.py": "def get_config(): return 3",
+    }
+    texts["key.py"] = (
+        "from score_st.config import default\ndef get_config():\n c = default()\n c.training.kk = 2\n return c"
+    )
+    wanted = [
+        "no such file",
+        "SyntaxError",
+        "get_config",
+        "ConfigDict",
+        "unknown key training.kk; did you mean training.k?",
+    ]
+    for (name, text), message in zip(texts.items(), wanted, strict=True):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        error = refused(capsys, train.main, ["--config", tmp_path / name, "--workdir", tmp_path / "run"])
+        assert message in error, error
+    refused(capsys, train.main, ["--workdir", tmp_path / "run"])
+    refused(capsys, train.main, ["--config", DIGITS, "--workdir", tmp_path / "run", "--wrokdir", "x"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdirs(capsys, tmp_path):
+    """Of another configuration, damaged, not to be written, without a checkpoint."""
+    c = config.load(DIGITS)
+    cli.claim(tmp_path / "run", c)
+    before = (tmp_path / "run/config.json").read_text()
+    argv = ["--config", DIGITS, "--config.eval.batch_size=80", "--workdir"]
+    error = refused(capsys, train.main, [*argv, tmp_path / "run", "--config.training.k=2.0"])
+    assert "was made with training.k=1.0 (not 2.0)" in error
+    assert (tmp_path / "run/config.json").read_text() == before
+    cli.claim(tmp_path / "run", config.load(DIGITS, {"training.n_iters": "5000"}))  # longer is the same run
+    (tmp_path / "file").write_text("")
+    assert "can't be written" in refused(capsys, train.main, [*argv, tmp_path / "file/run"])
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("{")
+    assert "config.json is damaged" in refused(capsys, train.main, [*argv, tmp_path / "damaged"])
+    for main in (evaluation.main, sample.main):
+        assert "no checkpoint there" in refused(capsys, main, [*argv, tmp_path / "new"])
+        assert not (tmp_path / "new").exists()
+        error = refused(capsys, main, [*argv, tmp_path / "run", "--config.model.nf=16"])
+        assert "was made with model.nf=32 (not 16)" in error
+    assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
+    error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
+    assert "no eval/loss_by_time.json" in error
+
+
+def test_values_are_read_as_their_key_wants():
+    c = config.load(
+        DIGITS, {"training.k": "inf", "training.n_iters": "1e3", "model.ch_mult": "(1,2,4)", "data.dir": "a b"}
+    )
+    assert (c.training.k, c.training.n_iters, c.model.ch_mult, c.data.dir) == (float("inf"), 1000, (1, 2, 4), "a b")
+    assert config.load(DIGITS, {"training.k": "2"}).training.k == 2.0
+    assert config.load(DIGITS, {"training.st": "false"}).training.st is False
+    with pytest.raises(AttributeError):
+        c.training.kk = 3

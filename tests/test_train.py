@@ -1,0 +1,213 @@
+"""The train step on eight devices, resuming, and the commands from end to end."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from score_st import config, data, eval as evaluation, sample, state, train
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+TINY = {
+    "model.nf": "8",
+    "model.ch_mult": "(1, 2)",
+    "model.num_res_blocks": "1",
+    "model.attention": "False",
+    "training.batch_size": "16",
+}
+
+
+def tiny(**more):
+    return config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in more.items()})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(tiny(), "train")
+
+
+def compiled_step(recipe):
+    mesh = state.mesh()
+    whole, shared = state.replicated(mesh), state.sharded(mesh)
+    made = jax.eval_shape(recipe.experiment.create, jax.random.key(0))
+    place = lambda tree, sharding: jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
+    images = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.uint8, sharding=shared)
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+    step = jax.jit(functools.partial(train.train_step, recipe=recipe), out_shardings=(whole, whole))
+    return step.lower(place(made, whole), images, key).compile()
+
+
+def test_a_step_on_eight_devices_communicates_gradients_and_metrics_alone():
+    """All collectives are all-reduces; together they carry the gradient and a few scalars, each once."""
+    recipe = train.recipe_from_config(tiny(), 8)
+    program = compiled_step(recipe).as_text()
+    kinds = set(
+        re.findall(r"= .*? (all-[a-z]+|collective-[a-z]+|reduce-scatter|ragged-all-to-all)(?:-start)?\(", program)
+    )
+    assert kinds == {"all-reduce"}
+    lines = re.findall(r"= (\(?[^=]*?)\ball-reduce(?:-start)?\(", program)
+    sizes = [
+        np.prod([int(d) for d in dims.split(",") if d] or [1])
+        for line in lines
+        for dims in re.findall(r"\w\d+\[([\d,]*)\]", line)
+    ]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(recipe.experiment.abstract_state.params))
+    assert parameters <= sum(sizes) <= parameters + 8
+
+
+@pytest.mark.parametrize("k", [0.0, 0.9, 1.0, 2.0])
+def test_each_device_has_its_own_tau(digits, k):
+    """Eight τ a step, each constant on one device's share of the batch; over 400 steps their law is P_k."""
+    recipe = train.recipe_from_config(tiny(training__k=k), 8)
+    shared = state.sharded(state.mesh())
+
+    @jax.jit
+    def taus(step):
+        data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
+        return train.draw(recipe, jnp.asarray(digits[:16]), data_key)[1]
+
+    tau = jax.device_put(taus(0), shared)
+    shares = [np.asarray(shard.data) for shard in tau.addressable_shards]
+    assert all(len(set(share.tolist())) == 1 for share in shares)
+    assert len({float(share[0]) for share in shares}) == 8
+    draws = np.asarray(jax.vmap(taus)(jnp.arange(400)))[:, ::2].ravel()
+    cdf = np.asarray(recipe.experiment.truncation.cdf(jnp.asarray(draws)))
+    assert stats.kstest(cdf, "uniform").pvalue > 1e-3
+
+
+def test_times_lie_above_the_tau_of_their_device(digits):
+    recipe = train.recipe_from_config(tiny(), 8)
+    x, tau, u, *_ = train.draw(recipe, jnp.asarray(digits[:16]), jax.random.key(0))
+    t, _ = recipe.loss.law(recipe.experiment.sde, tau, u)
+    assert np.all(t >= tau) and np.all(x >= -1) and np.all(x <= 1)
+
+
+def test_micro_batches_average_to_the_whole(digits):
+    """Without dropout the update is the same in 1, 2 and 4 parts."""
+    results = []
+    for micro in (1, 2, 4):
+        recipe = train.recipe_from_config(tiny(optim__num_micro_batch=micro, model__dropout=0.0), 2)
+        current = recipe.experiment.create(jax.random.key(0))
+        step = jax.jit(functools.partial(train.train_step, recipe=recipe))
+        _, metrics = step(current, digits[:16], jax.random.key(1))
+        results.append([float(metrics[key]) for key in ("loss", "gradient_norm", "tau")])
+    np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-4)
+
+
+def run(*arguments, **options):
+    """A command in a process of its own with one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def overrides(**more):
+    settings = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+SHORT = dict(training__log_freq=2, training__eval_freq=2, training__snapshot_freq=100, eval__enable_bpd=False)
+SHORT |= dict(training__snapshot_sampling=False, training__snapshot_freq_for_preemption=3)
+
+
+def final_params(workdir, settings):
+    c = config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in settings.items()})
+    from score_st import checkpoints, experiment
+
+    restored = checkpoints.open_for_reading(workdir, c, experiment.from_config(c))
+    return jax.tree.map(np.asarray, (restored.params, restored.ema, restored.opt_state)), int(restored.step)
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(tmp_path):
+    """One run of 12 steps; another killed (SIGKILL) after its first checkpoint and started again."""
+    settings = SHORT | dict(training__n_iters=12)
+    arguments = ["score_st.train", "--config", DIGITS, *overrides(**settings)]
+    whole = run(*arguments, "--workdir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    slow = [sys.executable, "-m", *arguments, "--workdir", str(tmp_path / "cut")]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.Popen(slow, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "cut").glob("checkpoints/*/commit_success.txt")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = run(*arguments, "--workdir", tmp_path / "cut")
+    assert again.returncode == 0, again.stderr
+    first, second = (final_params(tmp_path / name, settings) for name in ("whole", "cut"))
+    assert first[1] == second[1] == 12
+    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
+    logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")]
+    assert [line["step"] for line in logs[0]] == [1, 2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in logs[1]] == sorted({line["step"] for line in logs[1]})
+    assert {"loss", "steps_per_s", "gradient_norm", "tau"} <= set(logs[0][0])
+
+
+def test_the_whole_line(tmp_path):
+    """Train, evaluate, sample: every file that a run leaves, and the figures in them."""
+    settings = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
+    settings |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
+    settings |= dict(eval__nelbo_iter=2, eval__batch_size=99, sampling__batch_size=16)
+    workdir = tmp_path / "run"
+    arguments = ["--config", DIGITS, "--workdir", workdir, *overrides(**settings)]
+    trained = run("score_st.train", *arguments)
+    assert trained.returncode == 0, trained.stderr
+    for name in ("config.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"):
+        assert (workdir / name).stat().st_size > 0, name
+    assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/30").is_dir()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
+    result = json.loads((workdir / "eval/bpd.json").read_text())
+    assert result["images"] == 297 and result["unreached"] == 0 and result["dequantization"] == "uniform"
+    assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
+    assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
+    assert result["nelbo"] > result["nll"] - 6 * result["nelbo_stderr"]
+    sampled = run("score_st.sample", *arguments, "--num", 5)
+    assert sampled.returncode == 0, sampled.stderr
+    images = np.load(workdir / "samples.npz")["samples"]
+    assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
+    again = run("score_st.eval", *arguments, "--config.eval.nelbo_iter=1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(result["nll"], abs=1e-5)
+    drawn = run("score_st.report", "--workdir", workdir, workdir, "--out", tmp_path / "both.png")
+    assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
+
+
+def test_devices_change_nothing(digits):
+    """Bits/dim and samples of one batch on eight devices and on one."""
+    c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, training__tau_groups=2)
+    exp = train.recipe_from_config(c, 8).experiment
+    params = exp.create(jax.random.key(0)).params
+    made = evaluation.from_config(c, exp)
+    results = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        put = functools.partial(jax.device_put, device=state.sharded(mesh))
+        terms = jax.jit(made.nll)(
+            jax.device_put(params, state.replicated(mesh)), put(digits[:8]), put(np.arange(8)), jax.random.key(0)
+        )
+        results.append(evaluation.total(jax.tree.map(np.asarray, terms)))
+    np.testing.assert_allclose(*results, atol=1e-4)
+    few, _ = sample.draw(c, exp, params, 3, seed=1)
+    many, _ = sample.draw(c, exp, params, 9, seed=1)
+    assert np.mean(few != many[:3]) < 0.01  # a level may round the other way
+
+
+def test_a_broken_loss_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(SystemExit, match="step 7: the loss is nan; the last checkpoint is kept"):
+        train.check_finite(7, float("nan"))
+    train.check_finite(7, 1.0)
