@@ -1,0 +1,18 @@
+"""NCSN++ cont. (sub-VP) on CIFAR-10, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/subvp/cifar10_ncsnpp_continuous.py \\
+             --workdir runs/subvp_ncsnpp
+Hardware:  not published
+Published: no checkpoint; figures not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ddpmpp(default()))
+    config.training.sde = "subvpsde"
+    config.sampling.truncation_time = 1e-3
+    config.model.update(fir=True, progressive_input="residual")
+    return config

@@ -1,0 +1,16 @@
+"""NCSN++ cont. (VE) on CelebA-HQ 1024x1024, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/ve/celebahq_ncsnpp_continuous.py \\
+             --workdir runs/ve_celebahq_ncsnpp
+Hardware:  not published
+Published: no checkpoint and no figure (score_sde_pytorch, README)
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ncsnpp1024(families.pixels1024(default(), "CelebAHQ")))
+    config.data.tfrecords_path = "CelebAHQ_1024/celeba_r10.tfrecords"
+    return config

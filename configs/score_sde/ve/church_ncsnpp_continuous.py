@@ -1,0 +1,21 @@
+"""NCSN++ cont. (VE) on LSUN church 256x256, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/ve/church_ncsnpp_continuous.py \\
+             --workdir runs/ve_church_ncsnpp
+Hardware:  not published
+Published: samples only (score_sde_pytorch, README)
+
+Loads the published checkpoint ve/church_ncsnpp_continuous.
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ncsnpp256(families.pixels256(default(), "LSUN")))
+    config.training.n_iters = 2400001
+    config.eval.batch_size = 512
+    config.data.category = "church_outdoor"
+    config.model.sigma_max = 380.0
+    return config

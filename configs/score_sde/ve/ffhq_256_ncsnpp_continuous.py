@@ -1,0 +1,20 @@
+"""NCSN++ cont. (VE) on FFHQ 256x256, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/ve/ffhq_256_ncsnpp_continuous.py \\
+             --workdir runs/ve_ffhq_256_ncsnpp
+Hardware:  not published
+Published: samples only (score_sde_pytorch, README)
+
+Loads the published checkpoint ve/ffhq_256_ncsnpp_continuous.
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ncsnpp256(families.pixels256(default(), "FFHQ")))
+    config.training.n_iters = 2400001
+    config.eval.batch_size = 512
+    config.data.tfrecords_path = "FFHQ_256/ffhq-r08.tfrecords"
+    return config

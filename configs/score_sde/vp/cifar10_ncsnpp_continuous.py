@@ -1,0 +1,16 @@
+"""NCSN++ cont. (VP) on CIFAR-10, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/vp/cifar10_ncsnpp_continuous.py --workdir runs/vp_ncsnpp
+Hardware:  not published
+Published: no checkpoint; figures not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ddpmpp(default()))
+    config.sampling.truncation_time = 1e-3
+    config.model.update(fir=True, progressive_input="residual")
+    return config

@@ -1,0 +1,18 @@
+"""NCSN++ deep cont. (VP) on CIFAR-10, of Song et al. (2021).
+
+Command:   python -m score_st.train --config configs/score_sde/vp/cifar10_ncsnpp_deep_continuous.py \\
+             --workdir runs/vp_ncsnpp_deep
+Hardware:  not published
+Published: no checkpoint; figures not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.score_sde(families.ddpmpp(default()))
+    config.training.n_iters = 950001
+    config.sampling.truncation_time = 1e-3
+    config.model.update(num_res_blocks=8, fir=True, progressive_input="residual")
+    return config

@@ -1,0 +1,19 @@
+"""UNCSN++ (RVE) on FFHQ 256x256.
+
+Command:   python -m score_st.train --config configs/ve/ffhq_256_uncsn.py --workdir runs/ffhq_256_uncsn
+Hardware:  not published with the official code
+Published: FID 5.54 for "UDM (RVE) + ST" (as Papers with Code lists it for arXiv 2106.05527), which need not be this
+           file: it has no ST
+
+The official file asks for the SDE 'rve-sde', which its code does not know: it is reciprocal_vesde by an earlier
+name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.rve(families.ncsnpp256(families.pixels256(default(), "FFHQ")))
+    config.data.tfrecords_path = "FFHQ_256/ffhq-r08.tfrecords"
+    return config

@@ -1,0 +1,14 @@
+"""DDPM++ (VP, NLL) on CelebA 64x64: importance sampling, no Soft Truncation.
+
+Command:   python -m score_st.train --config configs/vp/CELEBA/ddpmpp_nll.py --workdir runs/celeba_ddpmpp_nll
+Hardware:  not published with the official code
+Published: not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.ddpmpp(families.celeba(default()))
+    return config

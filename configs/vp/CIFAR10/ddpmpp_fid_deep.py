@@ -1,0 +1,19 @@
+"""DDPM++ deep (VP, FID) on CIFAR-10: 8 blocks a resolution, no Soft Truncation.
+
+Command:   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_fid_deep.py \\
+             --workdir runs/cifar10_ddpmpp_fid_deep
+Hardware:  not published with the official code
+Published: not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.ddpmpp(families.cifar10(default()))
+    config.training.update(importance_sampling=False, likelihood_weighting=False)
+    config.model.num_res_blocks = 8
+    config.sampling.batch_size = 512
+    config.eval.batch_size = 100
+    return config

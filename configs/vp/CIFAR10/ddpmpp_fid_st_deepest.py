@@ -1,0 +1,18 @@
+"""DDPM++ deepest (VP, FID) + Soft Truncation on CIFAR-10: 512 channels, the mixed loss.
+
+Command:   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_fid_st_deepest.py \\
+             --workdir runs/cifar10_ddpmpp_fid_st_deepest
+Hardware:  not published with the official code
+Published: not verified here
+
+Its checkpoint is published: the official README has the command and the link.
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.deepest(families.cifar10(default()))
+    config.training.update(st=True, k=0.9, importance_sampling=False, ddpm_weight=100.0)
+    return config

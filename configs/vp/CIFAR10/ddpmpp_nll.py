@@ -1,0 +1,14 @@
+"""DDPM++ (VP, NLL) on CIFAR-10: importance sampling, likelihood weighting, no Soft Truncation.
+
+Command:   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_nll.py --workdir runs/cifar10_ddpmpp_nll
+Hardware:  not published with the official code
+Published: not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.ddpmpp(families.cifar10(default()))
+    return config

@@ -1,0 +1,17 @@
+"""DDPM++ deep (VP, NLL) + Soft Truncation on CIFAR-10: 8 blocks a resolution.
+
+Command:   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_nll_st_deep.py \\
+             --workdir runs/cifar10_ddpmpp_nll_st_deep
+Hardware:  not published with the official code
+Published: not verified here
+"""
+
+from score_st import families
+from score_st.config import default
+
+
+def get_config():
+    config = families.ddpmpp(families.cifar10(default()))
+    config.training.update(st=True, k=1.0, likelihood_weighting=False)
+    config.model.num_res_blocks = 8
+    return config
