@@ -179,7 +179,7 @@ def loss_by_time(evaluation: Evaluation, run: Runner) -> dict:
 
 
 def evaluate(config, made: experiment.Experiment, params, step: int, images: np.ndarray, workdir: Path) -> dict:
-    """Evaluates `params` on all images; writes eval/bpd.json, eval/loss_by_time.json and .png and returns the first."""
+    """Evaluates `params` on all images; writes and returns eval/bpd.json, writes eval/loss_by_time.json and .png."""
     section, began = config.eval, time.perf_counter()
     run = Runner(params, images, section.batch_size, config.seed)
     evaluation = from_config(config, made)

@@ -37,10 +37,10 @@ def draw(config, made: experiment.Experiment, params, num: int, seed: int) -> tu
     images, evaluations, clock = [], [], cli.Clock(0, num)
     for first in range(0, num, batch):
         indices = jax.device_put(np.arange(first, first + batch), state.sharded(mesh))
-        x, nfe, finite = jax.tree.map(lambda a: np.asarray(a)[: num - first], generate(params, indices))  # noqa: B023
+        x, nfe, finite = (np.asarray(a)[: num - first] for a in generate(params, indices))
         if not finite.all():
             raise ConfigError(
-                f"{(~finite).sum()} of {len(finite)} images are not finite: the solver or sampler diverged; more steps "
+                f"{(~finite).sum()} of {len(finite)} images are not finite: the sampler diverged; more steps "
                 "or another config.sampling.method may do"
             )
         images.append(x)

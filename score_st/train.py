@@ -129,8 +129,8 @@ def recipe_from_config(config, shards: int) -> Recipe:
     state.check_divisible("training.batch_size", training.batch_size, groups, "training.tau_groups")
     if training.mixed and training.batch_size % (2 * groups * micro):
         raise ConfigError(
-            f"config.training.batch_size={training.batch_size}: the mixture halves each of {groups} τ groups in each of "
-            f"{micro} micro-batches; should be a multiple of {2 * groups * micro}"
+            f"config.training.batch_size={training.batch_size}: the mixture halves each of {groups} τ groups in "
+            f"each of {micro} micro-batches; should be a multiple of {2 * groups * micro}"
         )
     loss = losses.from_config(config, made.sde, groups)
     return Recipe(made, loss, config.data.random_flip, config.model.ema_rate, groups, shards, micro)

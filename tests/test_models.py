@@ -36,7 +36,7 @@ def test_official_output_in_float64():
     with jax.enable_x64(True):
         wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
         network = made.network.clone(dtype=jnp.float64)
-        output = network.apply({"params": wide(params)}, wide(arrays["x"]), wide(arrays["label"]))
+        output = jax.jit(network.apply)({"params": wide(params)}, wide(arrays["x"]), wide(arrays["label"]))
         assert output.dtype == jnp.float64
     assert relative_error(output, arrays["model_out_raw"]) < 5e-6
 
@@ -145,20 +145,21 @@ def option_network(options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
 def test_every_option_takes_part(options):
-    """Every parameter but the embedding's of an unconditional network gets a gradient; the output depends on x and t."""
+    """Every parameter but the fixed frequencies gets a gradient, and the output depends on the label if it should."""
     c, network = option_network(options)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     label = jnp.array([2.0, 300.0])
-    params = network.init(jax.random.key(0), x, label)["params"]
-    output, gradient = jax.value_and_grad(lambda p: jnp.mean(jnp.sin(network.apply({"params": p}, x, label))))(params)
+    params = jax.jit(network.init)(jax.random.key(0), x, label)["params"]
+    function = lambda p, label: jnp.mean(jnp.sin(network.apply({"params": p}, x, label)))
+    run = jax.jit(jax.value_and_grad(function))
+    (output, gradient), (moved, _) = run(params, label), run(params, label * 1.1)
     dead = [
         jax.tree_util.keystr(path)
         for path, g in jax.tree_util.tree_flatten_with_path(gradient)[0]
         if not np.any(np.asarray(g))
     ]
     assert dead in ([], ["['all_modules_0']['W']"])
-    moved = network.apply({"params": params}, x, label * 1.1) - network.apply({"params": params}, x, label)
-    assert bool(jnp.any(moved != 0)) == c.model.conditional
+    assert bool(moved != output) == (c.model.conditional or c.model.scale_by_sigma)
 
 
 def test_scale_by_sigma():
@@ -177,7 +178,8 @@ def test_scale_by_sigma():
 def test_bfloat16_is_close_to_float32():
     _, made, params, arrays = family("a")
     network = dataclasses.replace(made, network=made.network.clone(dtype=jnp.bfloat16))
-    output = network.apply(params)(jnp.asarray(arrays["x"]), jnp.asarray(arrays["label"]), None)
+    apply = jax.jit(network.apply(params), static_argnums=2)
+    output = apply(jnp.asarray(arrays["x"]), jnp.asarray(arrays["label"]), None)
     assert output.dtype == jnp.float32
     assert 1e-5 < relative_error(output, arrays["model_out_raw"]) < 0.05
 

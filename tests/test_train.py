@@ -1,6 +1,5 @@
 """The train step on eight devices, resuming, and the commands from end to end."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -17,13 +16,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from score_st import config, data, eval as evaluation, sample, state, train
+from score_st import checkpoints, config, data, experiment, sample, state, train
+from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
 TINY = {
     "model.nf": "8",
-    "model.ch_mult": "(1, 2)",
+    "model.ch_mult": "(1,)",
     "model.num_res_blocks": "1",
     "model.attention": "False",
     "training.batch_size": "16",
@@ -127,45 +127,64 @@ SHORT |= dict(training__snapshot_sampling=False, training__snapshot_freq_for_pre
 
 def final_params(workdir, settings):
     c = config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in settings.items()})
-    from score_st import checkpoints, experiment
-
     restored = checkpoints.open_for_reading(workdir, c, experiment.from_config(c))
     return jax.tree.map(np.asarray, (restored.params, restored.ema, restored.opt_state)), int(restored.step)
 
 
-def test_killed_and_started_again_ends_with_the_same_bits(tmp_path):
-    """One run of 12 steps; another killed (SIGKILL) after its first checkpoint and started again."""
-    settings = SHORT | dict(training__n_iters=12)
-    arguments = ["score_st.train", "--config", DIGITS, *overrides(**settings)]
-    whole = run(*arguments, "--workdir", tmp_path / "whole")
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The workdir of a run of 12 steps, its command and its settings."""
+    workdir, settings = tmp_path_factory.mktemp("runs") / "whole", SHORT | dict(training__n_iters=12)
+    command = ["score_st.train", "--config", DIGITS, *overrides(**settings)]
+    whole = run(*command, "--workdir", workdir)
     assert whole.returncode == 0, whole.stderr
-    slow = [sys.executable, "-m", *arguments, "--workdir", str(tmp_path / "cut")]
+    return workdir, command, settings
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_path):
+    """A run killed (SIGKILL) after its first checkpoint and started again, against one in one go."""
+    workdir, command, settings = uninterrupted
+    cut = tmp_path / "cut"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    process = subprocess.Popen(slow, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "cut").glob("checkpoints/*/commit_success.txt")):
-        time.sleep(0.05)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--workdir", str(cut)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(cut.glob("checkpoints/*/commit_success.txt")):
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = run(*arguments, "--workdir", tmp_path / "cut")
+    again = run(*command, "--workdir", cut)
     assert again.returncode == 0, again.stderr
-    first, second = (final_params(tmp_path / name, settings) for name in ("whole", "cut"))
+    first, second = (final_params(path, settings) for path in (workdir, cut))
     assert first[1] == second[1] == 12
     jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
-    logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")]
+    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (workdir, cut)]
     assert [line["step"] for line in logs[0]] == [1, 2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in logs[1]] == sorted({line["step"] for line in logs[1]})
     assert {"loss", "steps_per_s", "gradient_norm", "tau"} <= set(logs[0][0])
 
 
-def test_the_whole_line(tmp_path):
-    """Train, evaluate, sample: every file that a run leaves, and the figures in them."""
-    settings = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
-    settings |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-    settings |= dict(eval__nelbo_iter=2, eval__batch_size=99, sampling__batch_size=16)
-    workdir = tmp_path / "run"
-    arguments = ["--config", DIGITS, "--workdir", workdir, *overrides(**settings)]
-    trained = run("score_st.train", *arguments)
-    assert trained.returncode == 0, trained.stderr
+WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
+WHOLE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
+WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=99, sampling__batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole run of 30 steps: the workdir, and the arguments that name it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--config", DIGITS, "--workdir", workdir, *overrides(**WHOLE)]
+    result = run("score_st.train", *arguments)
+    assert result.returncode == 0, result.stderr
+    return workdir, arguments
+
+
+def test_a_run_leaves_its_files_and_figures(trained):
+    workdir, _ = trained
     for name in ("config.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"):
         assert (workdir / name).stat().st_size > 0, name
     assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/30").is_dir()
@@ -176,13 +195,18 @@ def test_the_whole_line(tmp_path):
     assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
     assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
     assert result["nelbo"] > result["nll"] - 6 * result["nelbo_stderr"]
+
+
+def test_sample_eval_and_report_of_a_run(trained, tmp_path):
+    workdir, arguments = trained
+    before = json.loads((workdir / "eval/bpd.json").read_text())
     sampled = run("score_st.sample", *arguments, "--num", 5)
     assert sampled.returncode == 0, sampled.stderr
     images = np.load(workdir / "samples.npz")["samples"]
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
     again = run("score_st.eval", *arguments, "--config.eval.nelbo_iter=1")
     assert again.returncode == 0, again.stderr
-    assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(result["nll"], abs=1e-5)
+    assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
     drawn = run("score_st.report", "--workdir", workdir, workdir, "--out", tmp_path / "both.png")
     assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
 
