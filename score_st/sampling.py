@@ -153,8 +153,6 @@ def from_config(config) -> ODE | PredictorCorrector:
     """Reads config.sampling and config.model.num_scales, the number of predictor-corrector steps."""
     sampling = config.sampling
     choose(METHODS, sampling.method, "sampling.method")
-    if sampling.method == "ode":
-        return ODE(ode.from_config(sampling), sampling.noise_removal)
     predictor = choose(PREDICTORS, sampling.predictor, "sampling.predictor")
     corrector = choose(CORRECTORS, sampling.corrector, "sampling.corrector")
     if predictor:
@@ -162,6 +160,8 @@ def from_config(config) -> ODE | PredictorCorrector:
     if corrector:
         corrector = functools.partial(corrector, snr=sampling.snr)
     grid = choose(GRIDS, sampling.grid, "sampling.grid")
+    if sampling.method == "ode":
+        return ODE(ode.from_config(sampling), sampling.noise_removal)
     steps = config.model.num_scales
     return PredictorCorrector(predictor, corrector, sampling.n_steps_each, steps, grid, sampling.noise_removal)
 

@@ -13,7 +13,7 @@ DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
 BAD = {
     "--config.training.batch_siz=3": "unknown key; did you mean training.batch_size?",
     "--config.model.batch_size=3": "did you mean",
-    "--config.training.batch_size=many": "should be a whole number, like the default 128",
+    "--config.training.batch_size=many": "should be a whole number, like the default 64",
     "--config.training.batch_size=1.5": "should be a whole number",
     "--config.training.st=perhaps": "should be True or False",
     "--config.model.ch_mult=a": "should be a tuple such as (1, 2, 2)",
@@ -25,7 +25,7 @@ BAD = {
     "--config.optim.optimizer=SGD": "choose from Adam, AdamW",
     "--config.optim.num_micro_batch=3": "micro-batches",
     "--config.eval.batch_size=7": "config.eval.batch_size=7: should be a multiple of 8",
-    "--config.sampling.predictor=euler": "did you mean euler_maruyama?",
+    "--config.sampling.predictor=euler_marujama": "did you mean euler_maruyama?",
     "--config.training.tau_groups=3": "training.tau_groups",
     "--config.model.progressive=skip": "choose from none, output_skip, residual",
 }

@@ -23,8 +23,8 @@ def test_updates_are_those_of_torch(name):
         zero = jax.tree.map(jnp.zeros_like, fixed)
         current = state.update(current, {"p": jnp.asarray(p), "q": jnp.asarray(q)} | zero, optimizer, 0.6)
     for key in ("p", "q"):
-        np.testing.assert_allclose(current.params[key], TORCH[f"{name}/{key}"], rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(current.ema[key], TORCH[f"{name}/ema_{key}"], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(current.params[key], TORCH[f"{name}/{key}"], rtol=2e-5, atol=5e-6)
+        np.testing.assert_allclose(current.ema[key], TORCH[f"{name}/ema_{key}"], rtol=2e-5, atol=5e-6)
     np.testing.assert_array_equal(current.params["all_modules_0"]["W"], jnp.arange(3.0))
     assert (int(current.step), int(current.ema_updates)) == (12, 12)
 

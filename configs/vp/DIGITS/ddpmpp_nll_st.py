@@ -11,10 +11,10 @@ from score_st.config import default
 def get_config():
     config = default()
     config.training.update(
-        sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, n_iters=1800, batch_size=64
+        sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, n_iters=1600, batch_size=64
     )
     config.training.update(
-        log_freq=50, eval_freq=50, snapshot_freq=1800, snapshot_freq_for_preemption=200, snapshot_sampling=True
+        log_freq=50, eval_freq=50, snapshot_freq=1600, snapshot_freq_for_preemption=200, snapshot_sampling=True
     )
     config.data.update(
         dataset="DIGITS",
