@@ -97,8 +97,8 @@ def test_hutchinson_trace_is_unbiased():
         probe = draw(jax.random.key(5), x.shape).astype(x.dtype)
         trace = jax.jit(lambda x, p: likelihood.nll(score, diffusion, x, p, ode.Solver(1e-4, 1e-4)).trace)(x, probe)
         estimates.append((trace.mean(), trace.std() / 2000**0.5))
-    # the divergence of f - ½ g² s is ½ β tr M, over t
-    exact = jnp.trace(matrix) * 0.5 * (diffusion.integral_beta(1.0) - diffusion.integral_beta(1e-5))
+    # minus the integral over t of the divergence of f - ½ g² s, which is ½ β tr M
+    exact = -jnp.trace(matrix) * 0.5 * (diffusion.integral_beta(1.0) - diffusion.integral_beta(1e-5))
     for mean, error in estimates:
         assert abs(mean - exact) < 4 * error + 1e-3
 

@@ -11,7 +11,8 @@ from gaussian import SDES, SHAPE, Gaussian
 from score_st import config, experiment, ode, sampling, sde
 
 data = Gaussian()
-keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(2048))
+keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(512))
+IMAGE = (8, 8, 1)
 PC = sampling.PredictorCorrector
 LANGEVIN = lambda *a: sampling.langevin(*a, snr=0.1)
 ALD = lambda *a: sampling.annealed_langevin(*a, snr=0.1)
@@ -32,14 +33,14 @@ def test_mean_and_covariance(name, sampler):
     if sampler == "uniform grid" and name != "vp":
         name = "subvp"  # VE and RVE need a grid that spreads the noise levels
     diffusion = SDES[name]
-    run = jax.jit(lambda keys: SAMPLERS[sampler](data.score(diffusion), diffusion, keys, SHAPE)[0])
+    run = jax.jit(lambda keys: SAMPLERS[sampler](data.score(diffusion), diffusion, keys, IMAGE)[0])
     x = np.asarray(run(keys)).reshape(len(keys), -1)
     assert np.all(np.isfinite(x))
-    # sampling noise of 2,048 x 4 pixels: 0.0055 in the mean, 0.004 in the deviation
+    # sampling noise of 512 x 64 pixels: 0.003 in the mean, 0.002 in the deviation
     assert abs(x.mean() - data.mean) < 0.03
     np.testing.assert_allclose(x.std(), data.std, rtol=0.06)
-    correlation = np.corrcoef(x.T) - np.eye(4)
-    assert np.max(np.abs(correlation)) < 0.1
+    correlation = np.corrcoef(x.T) - np.eye(64)
+    assert np.max(np.abs(correlation)) < 0.25 and abs(correlation.mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -68,7 +69,7 @@ def test_weak_order_of_the_reverse_sde():
             mean, variance = at(mean, 0.0), slope**2 * variance + noise**2
         errors.append(abs(variance**0.5 - data.std))
     slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.all((0.7 < slopes) & (slopes < 1.5)), slopes
+    assert np.all((0.6 < slopes) & (slopes < 1.4)), slopes
 
 
 def test_unfinished_samples_are_not_numbers():
