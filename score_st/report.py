@@ -35,16 +35,19 @@ def loss_by_time(curves: dict[str, dict], path: Path):
     """A PNG of the loss over t of several runs: mean over the test images and one standard deviation."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = 1 + (len(curves) > 1)
+    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+    left, *rest = np.atleast_1d(figure.subplots(1, panels))
     for name, curve in curves.items():
         t, loss, std = (np.asarray(curve[key]) for key in ("t", "loss", "std"))
         (line,) = left.plot(t, loss, label=name)
         left.fill_between(t, np.maximum(loss - std, 1e-6), loss + std, color=line.get_color(), alpha=0.15, linewidth=0)
-        right.plot(t, loss / np.asarray(next(iter(curves.values()))["loss"]), label=name)
+        for right in rest:
+            right.plot(t, loss / np.asarray(next(iter(curves.values()))["loss"]), label=name)
     left.set(xscale="log", yscale="log", xlabel="t", ylabel="½ ‖σ s + z‖² a dimension [nats]", title="Loss by time")
-    right.set(xscale="log", xlabel="t", ylabel=f"relative to {next(iter(curves))}", title="Side by side")
-    for axes in (left, right):
+    for right in rest:
+        right.set(xscale="log", xlabel="t", ylabel=f"relative to {next(iter(curves))}", title="Side by side")
+    for axes in (left, *rest):
         axes.grid(alpha=0.3)
         axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
