@@ -34,12 +34,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parser(command: str, description: str, examples: str) -> Parser:
-    """With --config, --workdir and the note on --config.KEY=VALUE."""
+def parser(command: str, description: str, examples: str, codes: str = "") -> Parser:
+    """With --config, --workdir and the note on --config.KEY=VALUE; `codes` are exit codes besides 0 and 2."""
     made = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
-        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, 2 not possible as asked (nothing was written)",
+        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, {codes}2 not possible as asked (nothing was written)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

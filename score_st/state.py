@@ -32,15 +32,20 @@ def trainable(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: fixed not in jax.tree_util.keystr(path), params)
 
 
+BETA2 = {"Adam": 0.999, "AdamW": 0.99}
+
+
 def adam(optim, lr):
     """torch.optim.Adam: weight decay is added to the gradient."""
     decay = optax.add_decayed_weights(optim.weight_decay, mask=trainable)
-    return optax.chain(decay, optax.scale_by_adam(optim.beta1, 0.999, optim.eps), optax.scale_by_learning_rate(lr))
+    return optax.chain(
+        decay, optax.scale_by_adam(optim.beta1, BETA2["Adam"], optim.eps), optax.scale_by_learning_rate(lr)
+    )
 
 
 def adamw(optim, lr):
     """Decoupled weight decay, with the official β₂ = 0.99."""
-    return optax.adamw(lr, optim.beta1, 0.99, optim.eps, weight_decay=optim.weight_decay, mask=trainable)
+    return optax.adamw(lr, optim.beta1, BETA2["AdamW"], optim.eps, weight_decay=optim.weight_decay, mask=trainable)
 
 
 OPTIMIZERS = {"Adam": adam, "AdamW": adamw}
