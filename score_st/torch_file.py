@@ -102,15 +102,13 @@ def _entries(content: mmap.mmap) -> dict[str, tuple[int, int]]:
     with zipfile.ZipFile(content) as archive:
         infos, start = sorted(archive.infolist(), key=lambda i: i.header_offset), archive.start_dir
     _check_end(content, start, len(infos))
-    alike = {
-        (i.create_version, i.create_system, i.flag_bits, i.external_attr, i.internal_attr, i.volume) for i in infos
-    }
+    alike = {(i.create_system, i.flag_bits, i.external_attr, i.internal_attr, i.volume) for i in infos}
     entries, end = {}, 0
     for info in infos:
         name = repr(info.filename[:40])
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise Damaged(f"{name} is compressed, which torch.save never does")
-        if info.header_offset != end or info.filename in entries or len(alike) > 1 or info.comment:
+        if info.header_offset != end or info.filename in entries or len(alike) > 1 or info.comment or info.reserved:
             raise Damaged(f"{name} is not where or what it should be in the zip file")
         first = _after_header(content, info)
         end = first + info.file_size
@@ -154,11 +152,13 @@ def _after_header(content: mmap.mmap, info: zipfile.ZipInfo) -> int:
     fields = {}
     while len(extra) >= 4:
         kind, length = struct.unpack("<2sH", extra[:4])
+        if 4 + length > len(extra):
+            break
         fields[kind], extra = extra[4 : 4 + length], extra[4 + length :]
     if b"\x01\x00" in fields:  # sizes of 64 bits
         known |= {(c, 2**32 - 1, 2**32 - 1) for c, _, _ in known}
     wrong = signature != b"PK\x03\x04" or flags != info.flag_bits or method or (date, time) != stamp
-    wrong |= not {version, info.extract_version} <= VERSIONS
+    wrong |= not {version, info.extract_version, info.create_version} <= VERSIONS
     if wrong or name != info.filename.encode() or (crc, packed, size) not in known:
         raise Damaged(f"{info.filename[:40]!r} differs between the zip file's directory and its own header")
     if extra or set(fields) - {b"FB", b"\x01\x00"} or fields.get(b"FB", b"").strip(b"Z"):
@@ -211,7 +211,7 @@ def write(path: str | Path, tree):
             add("data.pkl", pickle)
             add("byteorder", b"little")
             for key, array in enumerate(arrays):
-                add(f"data/{key}", np.ascontiguousarray(array).data.cast("B"))
+                add(f"data/{key}", array.tobytes())
             add("version", b"3\n")
         temporary.replace(path)
     finally:

@@ -64,7 +64,7 @@ def to_flax(slots: list[Slot], tensors: Sequence[np.ndarray], params):
     """A tree like `params` from tensors in the order of the slots."""
     leaves: list[Any] = [None] * len(slots)
     for slot, tensor in zip(slots, tensors, strict=True):
-        leaves[slot.leaf] = np.ascontiguousarray(tensor.transpose(np.argsort(slot.axes)), np.float32)
+        leaves[slot.leaf] = np.asarray(tensor.transpose(np.argsort(slot.axes)), np.float32)
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
@@ -77,13 +77,12 @@ def from_flax(slots: list[Slot], params) -> list[np.ndarray]:
 ALTERNATIVES = {
     "model.num_res_blocks": (1, 2, 4, 8, 3, 5, 6, 7),
     "model.ch_mult": ((1, 2, 2, 2), (1, 1, 1), (1, 1, 2, 2), (1, 2), (1, 2, 2), (1, 1, 2, 2, 2, 2, 2)),
+    "model.attn_resolutions": ((16,), (8,), (32,), (4,), (16, 8), ()),
+    "model.attention": (True, False),
     "model.progressive_input": ("none", "residual", "input_skip"),
     "model.progressive": ("none", "output_skip", "residual"),
     "model.progressive_combine": ("sum", "cat"),
     "model.auxiliary_resblock": (True, False),
-    "model.attention": (True, False),
-    "model.attn_resolutions": ((16,), (8,), (32,), (16, 8), (), (4,)),
-    "model.embedding_type": ("fourier", "positional"),
     "model.fourier_feature": (True, False),
     "model.conditional": (True, False),
     "model.resblock_type": ("biggan", "ddpm"),
@@ -162,7 +161,9 @@ def _explain(config, found: Shapes, wrong: int) -> str:
     first = min(convs, key=lambda name: int(name.split(".")[1]), default=None)
     features, channels = found[first][:2] if first else (config.model.nf, config.data.num_channels)
     changes = {}
-    for trials in ({"model.nf": (features,)}, {"data.num_channels": (channels,)}, ALTERNATIVES, ALTERNATIVES):
+    embedding = "fourier" if "all_modules.0.W" in found else "positional"
+    seen = {"model.nf": features, "data.num_channels": channels, "model.embedding_type": embedding}
+    for trials in (*({key: (value,)} for key, value in seen.items()), ALTERNATIVES, ALTERNATIVES):
         if trials is ALTERNATIVES and wrong <= 3:  # a few tensors are no matter of settings
             break
         best = changes
