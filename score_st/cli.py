@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import absl.logging
+
 from score_st.config import ConfigError, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
@@ -77,6 +79,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
 
 def run(main: Callable[[], None]):
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
         main()
     except ConfigError as error:

@@ -8,28 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import config, experiment
+from score_st import config, experiment, torch_layout
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def params_from_torch(tensors: dict[str, np.ndarray], template):
-    """Flax parameters like `template` from tensors by their PyTorch names; every tensor is used once."""
-    leaf = {"kernel": "weight", "scale": "weight"}
-    left = dict(tensors)
-
-    def take(path, like):
-        *modules, last = (key.key for key in path)
-        module = ".".join([modules[0].replace("all_modules_", "all_modules."), *modules[1:]])
-        value = left.pop(f"{module}.{leaf.get(last, last)}")
-        if last == "kernel":
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        assert value.shape == like.shape, path
-        return jnp.asarray(value)
-
-    params = jax.tree_util.tree_map_with_path(take, template)
-    assert not left, f"not used: {list(left)}"
-    return params
 
 
 @functools.cache
@@ -43,8 +24,9 @@ def family(name: str):
             if f"{section}.{key}" in known:
                 made[section][key] = tuple(value) if isinstance(value, list) else value
     exp = experiment.from_config(made)
-    tensors = {key.removeprefix("param/"): file[key] for key in file.files if key.startswith("param/")}
-    params = params_from_torch(tensors, exp.abstract_state.params)
+    template = exp.abstract_state.params
+    tensors = [file[f"param/{slot.name}"] for slot in torch_layout.layout(template)]
+    params = jax.tree.map(jnp.asarray, torch_layout.to_flax(torch_layout.layout(template), tensors, template))
     arrays = {key: nhwc(file[key]) for key in file.files if key != "config" and not key.startswith("param/")}
     return made, exp, params, arrays
 
