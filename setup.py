@@ -28,6 +28,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "array_record>=0.8.3",
         "numpy>=2",
+        "ml_dtypes>=0.5",
+        "absl-py>=2.1",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",
