@@ -248,8 +248,8 @@ def by_time(evaluation: Evaluation, run: ledger.Runner, gradient_images: int) ->
     """The loss ½‖σs + z‖² a dimension and its gradient over the images, at times evenly spread in log t.
 
     Returns:
-      Lists over t: `loss` and `std` over images; `weight`, the likelihood's g²/σ²; `bits`, what a unit of log t adds to
-      the NELBO, in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss, over `gradient_images`.
+      Lists over t: `loss` and `std` over images; `weight`, the likelihood's g²/σ²; `bits`, what a unit of log t adds
+      to the NELBO, in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss, over `gradient_images`.
     """
     sde, whole = evaluation.experiment.sde, run.whole
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
