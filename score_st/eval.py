@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,10 +92,12 @@ class Evaluation:
         """Terms of the NLL in bits/dim [B], the evaluations and whether the solver arrived."""
         if self.half_bin:
             return self._importance_weighted(params, images, indices, key)
-        x, z, z_rec, probes = self._inputs(images, indices, key)
+        x, z, _, probes = self._inputs(images, indices, key)
         mean, std = self.experiment.sde.marginal(x, jnp.full(len(x), self.experiment.sde.eps))
         terms, counts = self._flow(params, mean + expand(std, x) * z, probes)
-        return terms | {"reconstruction": self._reconstruction(params, x, z_rec)} | counts
+        # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
+        noise = 0.5 * (math.prod(x.shape[1:]) - losses.sum_dims(jnp.square(z)))
+        return terms | {"reconstruction": self._reconstruction(params, x, z) + self.bits(noise)} | counts
 
     def _importance_weighted(self, params, images, indices, key):
         """Terms of the truncated normal bound: their means over K samples, and what the mean of the ratios gains."""
@@ -249,7 +252,7 @@ def by_time(evaluation: Evaluation, run: ledger.Runner, gradient_images: int) ->
 
     Returns:
       Lists over t: `loss` and `std` over images; `weight`, the likelihood's g²/σ²; `bits`, what a unit of log t adds
-      to the NELBO, in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss, over `gradient_images`.
+      to the NELBO in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss of the first images.
     """
     sde, whole = evaluation.experiment.sde, run.whole
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)

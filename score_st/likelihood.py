@@ -41,16 +41,19 @@ class NLL:
         return self.prior + self.trace
 
 
-def flow(score: Score, sde: SDE, logsnr, x, lambda_=0.0):
-    """dx/dlogSNR [B, ...] of the probability flow (Song et al. 2021, eq. 13) at logsnr [B].
+def flow_at(score: Score, sde: SDE, t, x, lambda_=0.0):
+    """dx/dlogSNR [B, ...] of the probability flow (Song et al. 2021, eq. 13) at t [B].
 
-    f - ½ (1 + λ²) g² s divided by dlogSNR/dt = -g²/σ²; λ > 0 is the drift of a reverse SDE, see `nelbo`. In t the flow
-    is singular at 0; in logSNR it is not.
+    f - ½ (1 + λ²) g² s divided by dlogSNR/dt = -g²/σ²; λ > 0 is the drift of a reverse SDE, see `nelbo`.
     """
-    t = jnp.clip(sde.time(logsnr), sde.eps, sde.T)
     variance = jnp.square(sde.sigma(t))
     drift = -sde.drift(t) * variance / sde.diffusion2(t)
     return expand(drift, x) * x + expand(0.5 * (1 + lambda_**2) * variance, x) * score(x, t)
+
+
+def flow(score: Score, sde: SDE, logsnr, x, lambda_=0.0):
+    """`flow_at` by logsnr [B] instead of t: in t the flow is singular at 0."""
+    return flow_at(score, sde, jnp.clip(sde.time(logsnr), sde.eps, sde.T), x, lambda_)
 
 
 def nll(score: Score, sde: SDE, x, probes, solver: Solver, lambda_=0.0) -> NLL:

@@ -1,10 +1,10 @@
-"""NLL and NELBO against closed forms for Gaussian data with its exact score."""
+"""NLL and NELBO against closed forms for Gaussian data and mixtures of Gaussians with their exact scores."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian import SDES, SHAPE, Gaussian
+from gaussian import SDES, SHAPE, Gaussian, Mixture
 from scipy import stats
 
 from score_st import likelihood, losses, ode
@@ -13,6 +13,7 @@ DIMS = int(np.prod(SHAPE))
 NATS = DIMS * np.log(2) * 1e-3  # 1e-3 bits/dim
 each = pytest.mark.parametrize("name", SDES)
 data = Gaussian()
+SOLVER = ode.Solver(3e-6, 3e-6)
 
 
 @each
@@ -65,6 +66,21 @@ def test_nelbo_is_the_entropy(name):
         mean = jnp.einsum("ijk,i,j->k", terms.reshape(shape), weights, weights).mean()
         entropy = 0.5 * np.log(2 * np.pi * np.e * data.std**2)
         assert -1e-9 < (mean - entropy) / np.log(2) < 1e-3
+
+
+@each
+def test_nll_of_a_mixture_is_the_exact_one(name):
+    """Started at x_ε, the flow gives -log p_ε(x_ε), but for what is left of the data at T."""
+    diffusion, mixture = SDES[name], Mixture()
+    ends = [mixture.diffused(diffusion, jnp.float32(t)) for t in (diffusion.eps, diffusion.T)]
+    x, z = mixture.sample(jax.random.key(0), 64), jax.random.normal(jax.random.key(1), (64, *SHAPE))
+    mean, std = diffusion.marginal(x, jnp.full(64, diffusion.eps))
+    start = mean + std[0] * z
+    run = jax.jit(lambda x: likelihood.nll(mixture.score(diffusion), diffusion, x, jnp.ones_like(x)[:, None], SOLVER))
+    result = run(start)
+    exact = ends[0].nll(start) + (-diffusion.prior_logp(result.latent) - ends[1].nll(result.latent))
+    assert bool(jnp.all(result.reached))
+    np.testing.assert_allclose(result.total, exact, atol=NATS)
 
 
 @each

@@ -191,10 +191,12 @@ def test_a_run_leaves_its_files_and_figures(trained):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
     result = json.loads((workdir / "eval/bpd.json").read_text())
-    assert result["images"] == 297 and result["unreached"] == 0 and result["dequantization"] == "uniform"
+    assert result["images"] == 297 and result["nll_unreached"] == [] and result["dequantization"] == "uniform"
+    assert result["config"]["eval"]["rtol"] == 1e-2 and result["step"] == 30 and result["versions"]["jax"]
+    assert (workdir / "eval/bpd_by_time.png").stat().st_size > 0
     assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
     assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
-    assert result["nelbo"] > result["nll"] - 6 * result["nelbo_stderr"]
+    assert result["nelbo"] > result["nll"] - 1.0
 
 
 def test_sample_eval_and_report_of_a_run(trained, tmp_path):
@@ -212,20 +214,21 @@ def test_sample_eval_and_report_of_a_run(trained, tmp_path):
 
 
 def test_devices_change_nothing(digits):
-    """Bits/dim and samples of one batch on eight devices and on one."""
+    """The mean bits/dim of one batch on 1, 2 and 8 devices to 1e-6, and samples."""
     c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, training__tau_groups=2)
     exp = train.recipe_from_config(c, 8).experiment
     params = exp.create(jax.random.key(0)).params
     made = evaluation.from_config(c, exp)
     results = []
-    for devices in (jax.devices(), jax.devices()[:1]):
+    for devices in (jax.devices(), jax.devices()[:2], jax.devices()[:1]):
         mesh = jax.sharding.Mesh(np.array(devices), ("data",))
         put = functools.partial(jax.device_put, device=state.sharded(mesh))
         terms = jax.jit(made.nll)(
             jax.device_put(params, state.replicated(mesh)), put(digits[:8]), put(np.arange(8)), jax.random.key(0)
         )
         results.append(evaluation.total(jax.tree.map(np.asarray, terms)))
-    np.testing.assert_allclose(*results, atol=1e-4)
+    np.testing.assert_allclose(results, [results[0]] * 3, atol=1e-5)
+    np.testing.assert_allclose(np.mean(results, axis=1), np.mean(results[0]), atol=1e-6)
     few, _ = sample.draw(c, exp, params, 3, seed=1)
     many, _ = sample.draw(c, exp, params, 9, seed=1)
     assert np.mean(few != many[:3]) < 0.01  # a level may round the other way
