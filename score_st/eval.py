@@ -233,7 +233,8 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
 
     if section.residual:
         measure("nll", evaluation.nll, section.nll_iter)
-    measure("nll_from_x0", evaluation.nll_from_x0, section.nll_iter)
+    if evaluation.log_mass is None or not section.residual:  # a density at x_0 is no probability
+        measure("nll_from_x0", evaluation.nll_from_x0, section.nll_iter)
     u = lambda r: times.stratified(jax.random.fold_in(jax.random.key(run.seed), r), len(run.images))
     measure("nelbo", evaluation.nelbo, section.nelbo_iter, lambda r: (np.asarray(u(r)),))
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
