@@ -91,7 +91,7 @@ class Runner:
           function: of `compile`, (params, images, indices, *arguments, *per_image, key).
           per_image: arrays [N], cut like the images.
           repeat: another one gives new noise.
-          progress: called with the number of images done and the list of results after each batch.
+          progress: called on one process with the number of images done and the results so far, batch by batch.
           keep: the batches in the ledger.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), repeat)
@@ -109,7 +109,7 @@ class Runner:
             known = job in self.ledger
             parts.append(self.ledger(job, compute) if keep else compute())
             done += int(mask.sum())
-            if progress and not (known and done < len(self.images)):
+            if progress and self.ledger.writes and not (known and done < len(self.images)):
                 progress(done, parts)
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
