@@ -158,8 +158,11 @@ def _squares(tree):
 
 
 def from_config(config, made: experiment.Experiment) -> Evaluation:
-    """Raises ConfigError for an unknown name or a number out of its range."""
+    """Raises ConfigError for an unknown name or a number out of its range, also a batch that devices can't share."""
     section = config.eval
+    devices, group = jax.device_count(), max(section.group, 1)
+    what = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
+    state.check_divisible("eval.batch_size", section.batch_size, devices * group, what)
     for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 1), ("nelbo_iter", 1)):
         if section[key] < least:
             raise ConfigError(f"config.eval.{key}={section[key]}: should be {least} or more")
@@ -257,7 +260,7 @@ def by_time(evaluation: Evaluation, run: ledger.Runner, gradient_images: int) ->
     """
     sde, whole = evaluation.experiment.sde, run.whole
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
-    loss_at, gradient_at = run.compile(evaluation.loss_at), run.compile(evaluation.gradient_at)
+    loss_at, gradient_at = run.compile(evaluation.loss_at), jax.jit(evaluation.gradient_at, out_shardings=whole)
     few = [run.put(a[:gradient_images], whole) for a in (run.images, np.arange(len(run.images)))]
     key, curve = jax.random.fold_in(jax.random.key(run.seed), 0), []
     for i, value in enumerate(t):
@@ -289,7 +292,7 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": ledger.checksum(params), "images_crc32": ledger.checksum(images)}
         book = ledger.Ledger(workdir / "eval/bpd.jsonl", asked | sums)
-        run = ledger.Runner(params, images, section.batch_size, config.seed, book)
+        run = ledger.Runner(params, images, section.batch_size, config.seed, book, section.group)
         figures = bits_per_dim(evaluation, run, section)
         curve = by_time(evaluation, run, min(section.gradient_images, len(images)))
     about = {
@@ -335,7 +338,6 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
     arguments = cli.parse(parser, argv)
     config = arguments.config
-    state.check_divisible("eval.batch_size", config.eval.batch_size, jax.device_count(), "the number of devices")
     made = experiment.from_config(config)
     from_config(config, made)
     images = data.load(config, "test")

@@ -67,18 +67,32 @@ class Runner:
 
     Args:
       images: uint8 [N, H, W, C], the same on every process.
-      batch_size: a multiple of the number of devices.
+      batch_size: a multiple of the number of devices times `group`.
+      group: images computed together on a device; 0 is all of its share.
     """
 
-    def __init__(self, params, images: np.ndarray, batch_size: int, seed: int, ledger: Ledger):
-        self.images, self.batch_size, self.seed, self.ledger = images, batch_size, seed, ledger
-        mesh = state.mesh()
-        self.shared, self.whole = state.sharded(mesh), state.replicated(mesh)
+    def __init__(self, params, images: np.ndarray, batch_size: int, seed: int, ledger: Ledger, group: int = 0):
+        self.images, self.batch_size, self.seed, self.ledger, self.group = images, batch_size, seed, ledger, group
+        self.mesh = state.mesh()
+        self.shared, self.whole = state.sharded(self.mesh), state.replicated(self.mesh)
         self.params = jax.device_put(params, self.whole)
 
     def compile(self, function: Callable) -> Callable:
-        """Its results are on every device, hence on every process."""
-        return jax.jit(function, out_shardings=self.whole)
+        """Of (params, images, indices, *per_image, *arguments): every device goes through its share in groups.
+
+        It waits for no other device, and a group's program is the same on any number of devices, and so are its
+        results, to the bit. An adaptive solver needs that: a rounding error becomes other steps.
+        """
+
+        def share(params, parts, arguments):
+            size = self.group or len(parts[0])
+            groups = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), parts)
+            results = jax.lax.map(lambda part: function(params, *part, *arguments), groups)
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
+
+        specs = dict(in_specs=(self.whole.spec, self.shared.spec, self.whole.spec), out_specs=self.shared.spec)
+        mapped = jax.shard_map(share, mesh=self.mesh, check_vma=False, **specs)
+        return jax.jit(mapped, out_shardings=self.whole)  # results on every device, hence on every process
 
     def put(self, array: np.ndarray, sharding=None):
         return jax.make_array_from_callback(array.shape, sharding or self.shared, lambda part: array[part])
@@ -88,7 +102,7 @@ class Runner:
 
         Args:
           name: of the job, with `repeat`.
-          function: of `compile`, (params, images, indices, *arguments, *per_image, key).
+          function: of `compile`, of (params, images, indices, *per_image, *arguments, key).
           per_image: arrays [N], cut like the images.
           repeat: another one gives new noise.
           progress: called on one process with the number of images done and the results so far, batch by batch.
@@ -98,11 +112,11 @@ class Runner:
         indices = np.arange(len(self.images))
         columns = [data.padded(array, self.batch_size) for array in (self.images, indices, *per_image)]
         parts, done = [], 0
-        for number, ((batch, mask), *rest) in enumerate(zip(*columns, strict=True)):
+        for number, batch in enumerate(zip(*columns, strict=True)):
+            mask = batch[0][1]
 
-            def compute(batch=batch, mask=mask, rest=rest):
-                first, *more = (self.put(array) for array, _ in rest)
-                output = function(self.params, self.put(batch), first, *arguments, *more, key)
+            def compute(batch=batch, mask=mask):
+                output = function(self.params, tuple(self.put(array) for array, _ in batch), (*arguments, key))
                 return {name: np.asarray(value)[mask] for name, value in output.items()}
 
             job = (name, repeat, number)

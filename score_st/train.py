@@ -234,7 +234,6 @@ def train(config, workdir: str | Path) -> state.TrainState:
     recipe = recipe_from_config(config, jax.device_count())
     images = {split: data.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
-        state.check_divisible("eval.batch_size", config.eval.batch_size, recipe.shards, "the number of devices")
         evaluation.from_config(config, recipe.experiment)
     return fit(config, cli.claim(workdir, config), recipe, images)
 

@@ -170,7 +170,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_pat
 
 WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
 WHOLE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=99, sampling__batch_size=16)
+WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
 
 
 @pytest.fixture(scope="module")
