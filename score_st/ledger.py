@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -84,15 +85,22 @@ class Runner:
         results, to the bit. An adaptive solver needs that: a rounding error becomes other steps.
         """
 
-        def share(params, parts, arguments):
+        def share(params, parts, arguments, turns):
             size = self.group or len(parts[0])
             groups = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), parts)
-            results = jax.lax.map(lambda part: function(params, *part, *arguments), groups)
+            one = lambda i: function(params, *jax.tree.map(lambda a: a[i], groups), *arguments)
+            results = jax.tree.map(lambda a: jnp.zeros((len(groups[0]), *a.shape), a.dtype), jax.eval_shape(one, 0))
+            put = lambda i, results: jax.tree.map(lambda all, new: all.at[i].set(new), results, one(i))
+            results = jax.lax.fori_loop(0, turns, put, results)
             return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
 
-        specs = dict(in_specs=(self.whole.spec, self.shared.spec, self.whole.spec), out_specs=self.shared.spec)
+        whole, shared = self.whole.spec, self.shared.spec
+        specs = dict(in_specs=(whole, shared, whole, whole), out_specs=shared)
         mapped = jax.shard_map(share, mesh=self.mesh, check_vma=False, **specs)
-        return jax.jit(mapped, out_shardings=self.whole)  # results on every device, hence on every process
+        compiled = jax.jit(mapped, out_shardings=self.whole)  # results on every device, hence on every process
+        # not a constant: a loop known to have one turn would be compiled as none, with other roundings
+        turns = np.int32(self.batch_size // self.mesh.size // self.group if self.group else 1)
+        return lambda params, parts, arguments: compiled(params, parts, arguments, turns)
 
     def put(self, array: np.ndarray, sharding=None):
         return jax.make_array_from_callback(array.shape, sharding or self.shared, lambda part: array[part])
