@@ -230,7 +230,7 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
             shown = f"{mean.mean() + evaluation.offset(name):.4f} ± {error:.4f} bits/dim"
             print(f"{name} {done}/{clock.stop}  {shown}  {speed:.1f} images/s  {left} left", flush=True)
 
-        compiled, repeats[name] = run.compile(function), []
+        compiled, repeats[name] = jax.jit(function), []
         for r in range(count):
             repeats[name].append(run(name, compiled, per_image=per_image(r), repeat=r, progress=progress))
 
@@ -258,17 +258,17 @@ def by_time(evaluation: Evaluation, run: ledger.Runner, gradient_images: int) ->
       Lists over t: `loss` and `std` over images; `weight`, the likelihood's g²/σ²; `bits`, what a unit of log t adds
       to the NELBO in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss of the first images.
     """
-    sde, whole = evaluation.experiment.sde, run.whole
+    sde, (device, params) = evaluation.experiment.sde, next(iter(run.params.items()))
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
-    loss_at, gradient_at = run.compile(evaluation.loss_at), jax.jit(evaluation.gradient_at, out_shardings=whole)
-    few = [run.put(a[:gradient_images], whole) for a in (run.images, np.arange(len(run.images)))]
+    loss_at, gradient_at = jax.jit(evaluation.loss_at), jax.jit(evaluation.gradient_at)
+    few = jax.device_put([a[:gradient_images] for a in (run.images, np.arange(len(run.images)))], device)
     key, curve = jax.random.fold_in(jax.random.key(run.seed), 0), []
     for i, value in enumerate(t):
 
         def compute(i=i, value=value):
             loss = run(f"loss{i}", loss_at, value, keep=False)["loss"]
             point = {"loss": loss.mean(), "std": loss.std()}
-            return point | (gradient_at(run.params, *few, value, key) if gradient_images else {})
+            return point | (gradient_at(params, *few, value, key) if gradient_images else {})
 
         curve.append(run.ledger(("by_time", i), compute))
     weight = np.asarray(sde.diffusion2(t) / jnp.square(sde.sigma(t)), np.float64)

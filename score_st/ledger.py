@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -73,44 +72,34 @@ class Runner:
     """
 
     def __init__(self, params, images: np.ndarray, batch_size: int, seed: int, ledger: Ledger, group: int = 0):
-        self.images, self.batch_size, self.seed, self.ledger, self.group = images, batch_size, seed, ledger, group
-        self.mesh = state.mesh()
-        self.shared, self.whole = state.sharded(self.mesh), state.replicated(self.mesh)
-        self.params = jax.device_put(params, self.whole)
+        self.images, self.batch_size, self.seed, self.ledger = images, batch_size, seed, ledger
+        self.devices = list(state.mesh().devices.flat)
+        self.group = group or batch_size // len(self.devices)
+        params = jax.tree.map(np.asarray, params)
+        here = [device for device in self.devices if device.process_index == jax.process_index()]
+        self.params = {device: jax.device_put(params, device) for device in here}
 
-    def compile(self, function: Callable) -> Callable:
-        """Of (params, images, indices, *per_image, *arguments): every device goes through its share in groups.
+    def batch(self, function: Callable, columns: list[np.ndarray], *arguments) -> dict[str, np.ndarray]:
+        """The function's results for one batch: each group of images by itself, on the next device.
 
-        It waits for no other device, and a group's program is the same on any number of devices, and so are its
+        No device waits for another, and a group's program is the same on any number of devices, and so are its
         results, to the bit. An adaptive solver needs that: a rounding error becomes other steps.
         """
-
-        def share(params, parts, arguments, turns):
-            size = self.group or len(parts[0])
-            groups = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), parts)
-            one = lambda i: function(params, *jax.tree.map(lambda a: a[i], groups), *arguments)
-            results = jax.tree.map(lambda a: jnp.zeros((len(groups[0]), *a.shape), a.dtype), jax.eval_shape(one, 0))
-            put = lambda i, results: jax.tree.map(lambda all, new: all.at[i].set(new), results, one(i))
-            results = jax.lax.fori_loop(0, turns, put, results)
-            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
-
-        whole, shared = self.whole.spec, self.shared.spec
-        specs = dict(in_specs=(whole, shared, whole, whole), out_specs=shared)
-        mapped = jax.shard_map(share, mesh=self.mesh, check_vma=False, **specs)
-        compiled = jax.jit(mapped, out_shardings=self.whole)  # results on every device, hence on every process
-        # not a constant: a loop known to have one turn would be compiled as none, with other roundings
-        turns = np.int32(self.batch_size // self.mesh.size // self.group if self.group else 1)
-        return lambda params, parts, arguments: compiled(params, parts, arguments, turns)
-
-    def put(self, array: np.ndarray, sharding=None):
-        return jax.make_array_from_callback(array.shape, sharding or self.shared, lambda part: array[part])
+        groups = [[column[i : i + self.group] for column in columns] for i in range(0, self.batch_size, self.group)]
+        found = []
+        for number, group in enumerate(groups):
+            device = self.devices[number * len(self.devices) // len(groups)]
+            if device in self.params:
+                found.append(function(self.params[device], *jax.device_put(group, device), *arguments))
+        results = jax.tree.map(lambda *a: np.concatenate([np.asarray(part) for part in a]), *found)
+        return multihost_utils.process_allgather(results, tiled=True) if jax.process_count() > 1 else results
 
     def __call__(self, name: str, function: Callable, *arguments, per_image=(), repeat=0, progress=None, keep=True):
         """The function's arrays [B] over all images [N], as float64, int or bool.
 
         Args:
           name: of the job, with `repeat`.
-          function: of `compile`, of (params, images, indices, *per_image, *arguments, key).
+          function: jitted, of (params, images, indices, *per_image, *arguments, key).
           per_image: arrays [N], cut like the images.
           repeat: another one gives new noise.
           progress: called on one process with the number of images done and the results so far, batch by batch.
@@ -124,7 +113,7 @@ class Runner:
             mask = batch[0][1]
 
             def compute(batch=batch, mask=mask):
-                output = function(self.params, tuple(self.put(array) for array, _ in batch), (*arguments, key))
+                output = self.batch(function, [array for array, _ in batch], *arguments, key)
                 return {name: np.asarray(value)[mask] for name, value in output.items()}
 
             job = (name, repeat, number)

@@ -25,8 +25,8 @@ def figure(params, images, indices, key):
 def evaluate(path, settings, computed, stop=None):
     """Three repeats over all images; `computed` counts batches, and `stop` is how many this run lives."""
     book = ledger.Ledger(path, settings)
-    run = ledger.Runner({"w": jnp.float32(0.3)}, IMAGES, 8, 0, book)
-    compiled = run.compile(figure)
+    run = ledger.Runner({"w": jnp.float32(0.3)}, IMAGES, 8, 0, book, group=8)
+    compiled = jax.jit(figure)
 
     def counted(*arguments):
         if stop is not None and len(computed) >= stop:

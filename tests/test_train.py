@@ -223,7 +223,7 @@ def test_devices_change_nothing(digits, tmp_path, monkeypatch):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",))
         monkeypatch.setattr(state, "mesh", lambda mesh=mesh: mesh)
         run = ledger.Runner(params, digits[:8], 8, 0, ledger.Ledger(tmp_path / f"{n}.jsonl", {}), group=1)
-        results.append(evaluation.total(run("nll", run.compile(made.nll))))
+        results.append(evaluation.total(run("nll", jax.jit(made.nll))))
     monkeypatch.undo()
     np.testing.assert_array_equal(results, [results[0]] * 3)
     few, _ = sample.draw(c, exp, params, 3, seed=1)
