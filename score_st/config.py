@@ -70,7 +70,7 @@ def default() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             batch_size=200,
-            group=0,  # ours: images of a batch computed together on a device; 0 is all of the device's share
+            group=0,  # ours: images computed together, the same bits on any number of devices; 0 is a device's share
             enable_bpd=False,  # bits/dim at each snapshot
             num_samples=50000,
             residual=True,  # False: only the figures without reconstruction, as in earlier papers
