@@ -70,15 +70,22 @@ def default() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             batch_size=200,
+            group=0,  # ours: images computed together, the same bits on any number of devices; 0 is a device's share
             enable_bpd=False,  # bits/dim at each snapshot
             num_samples=50000,
-            residual=True,
+            residual=True,  # False: only the figures without reconstruction, as in earlier papers
+            lambda_=0.0,  # the reverse SDE of the family: 0 is the probability flow (and 1 for NELBO)
             nll_iter=1,  # times that the test set is gone through with new noise
-            nelbo_iter=1,
+            nelbo_iter=1,  # the same, which is times t an image
             rtol=1e-5,  # ours
             atol=1e-5,  # ours
             hutchinson_type="Rademacher",  # ours: or Gaussian
+            n_probes=1,  # ours: Hutchinson probes an image
+            solver="Dopri5",  # ours: Dopri5, Tsit5, Dopri8 or Bosh3
             max_steps=4096,  # ours: of the ODE solver, for each image
+            dequantization="",  # ours: none, uniform, lossless or truncated_normal; empty is that of data
+            importance_samples=1,  # ours: K of the bound with truncated_normal
+            gradient_images=32,  # ours: for the gradient's variance over t; 0 is none
         )
     )
     config.data = ConfigDict(

@@ -182,14 +182,16 @@ def smld(sde, n: int, mean: bool = False) -> Discrete:
     return Discrete(jnp.ones(n), sigma, predicts_noise=False, mean=mean)
 
 
-def log_mass_from_config(config) -> Callable | None:
-    """Of the discretised decoder when data.dequantization is lossless."""
-    if config.data.dequantization != "lossless":
-        return None
+def half_bin(config) -> float:
+    """Of pixels scaled without uniform dequantisation: half the distance of two levels."""
+    return (2.0 if config.data.centered else 1.0) / (config.data.num_levels - 1) / 2
+
+
+def log_mass_from_config(config) -> Callable:
+    """Of the discretised decoder, for lossless figures."""
     low = -1.0 if config.data.centered else 0.0
-    half_bin = (1 - low) / (config.data.num_levels - 1) / 2
     official = dict(cdf=tanh_cdf, floor=1e-12) if config.training.official_loss else {}
-    return functools.partial(discretized_gaussian, low=low, high=1.0, half_bin=half_bin, **official)
+    return functools.partial(discretized_gaussian, low=low, high=1.0, half_bin=half_bin(config), **official)
 
 
 DISCRETE = {"vpsde": ddpm, "vesde": smld}
@@ -210,7 +212,7 @@ def from_config(config, sde: SDE, groups: int) -> Loss | Mixture | Discrete:
         training.likelihood_weighting and not training.importance_sampling,
         training.reduce_mean,
         training.reconstruction_loss,
-        log_mass_from_config(config),
+        log_mass_from_config(config) if config.data.dequantization == "lossless" else None,
         training.official_loss,
     )
     if not training.mixed:

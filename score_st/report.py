@@ -54,6 +54,27 @@ def loss_by_time(curves: dict[str, dict], path: Path):
     figure.savefig(path, dpi=130)
 
 
+def bpd_by_time(curve: dict, path: Path):
+    """A PNG of what each time adds to the NELBO, and of the gradient's variance, plain and likelihood-weighted."""
+    from matplotlib.figure import Figure
+
+    t, weight = np.asarray(curve["t"]), np.asarray(curve["weight"])
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(t, np.asarray(curve["bits"]) * math.log(10))
+    left.set(xscale="log", xlabel="t", ylabel="bits/dim a decade of t", title="Diffusion term of the NELBO")
+    if "gradient_variance" in curve:
+        variance = np.asarray(curve["gradient_variance"])
+        right.plot(t, variance, label="½ ‖σ s + z‖²")
+        right.plot(t, variance * weight**2, label="½ g²/σ² ‖σ s + z‖²")
+        right.legend()
+    right.set(xscale="log", yscale="log", xlabel="t", ylabel="variance", title="Gradient of the loss a dimension")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
 def main(argv: list[str] | None = None):
     parser = cli.Parser(
         prog="python -m score_st.report",

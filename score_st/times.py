@@ -45,6 +45,12 @@ def low_discrepancy(key, n: int):
     return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
 
 
+def stratified(key, n: int):
+    """u [n], one in each of n equal parts of [0, 1), in random order: each value is independent of its place."""
+    order, jitter = jax.random.split(key)
+    return (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
+
+
 LAWS = {"uniform": uniform, "importance": importance, "reciprocal": reciprocal}
 
 

@@ -222,7 +222,7 @@ def snapshot(config, workdir: Path, made: experiment.Experiment, current: state.
         sample.picture(config, made, current.ema, workdir / "samples.png")
     if config.eval.enable_bpd:
         result = evaluation.evaluate(config, made, current.ema, step, test_images, workdir)
-        log(step, nll=result["nll"], nelbo=result["nelbo"])
+        log(step, **{name: result[name] for name in evaluation.FIGURES if name in result})
 
 
 def train(config, workdir: str | Path) -> state.TrainState:
@@ -234,7 +234,7 @@ def train(config, workdir: str | Path) -> state.TrainState:
     recipe = recipe_from_config(config, jax.device_count())
     images = {split: data.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
-        state.check_divisible("eval.batch_size", config.eval.batch_size, recipe.shards, "the number of devices")
+        evaluation.from_config(config, recipe.experiment)
     return fit(config, cli.claim(workdir, config), recipe, images)
 
 

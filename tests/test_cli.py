@@ -24,7 +24,11 @@ BAD = {
     "--config.model.ch_mult=(1,1,1,1,1)": "so it should be a multiple of 16, such as 16",
     "--config.optim.optimizer=SGD": "choose from Adam, AdamW",
     "--config.optim.num_micro_batch=3": "micro-batches",
-    "--config.eval.batch_size=7": "config.eval.batch_size=7: should be a multiple of 8",
+    "--config.eval.batch_size=7": "should be a multiple of 104, the number of devices times eval.group=13",
+    "--config.eval.solver=Dopri6": "config.eval.solver: unknown 'Dopri6'; choose from Dopri5, Tsit5, Dopri8, Bosh3",
+    "--config.eval.dequantization=lossles": "did you mean lossless?",
+    "--config.eval.n_probes=0": "config.eval.n_probes=0: should be 1 or more",
+    "--config.eval.gradient_images=1": "should be 2 or more, or 0 for none",
     "--config.sampling.predictor=euler_marujama": "did you mean euler_maruyama?",
     "--config.training.tau_groups=3": "training.tau_groups",
     "--config.model.progressive=skip": "choose from none, output_skip, residual",
@@ -41,7 +45,7 @@ def refused(capsys, main, argv) -> str:
 
 @pytest.mark.parametrize("argument", BAD)
 def test_impossible_settings(capsys, tmp_path, argument):
-    settings = [f"--config.eval.batch_size={80}", argument]
+    settings = [f"--config.eval.batch_size={104}", argument]
     error = refused(capsys, train.main, ["--config", DIGITS, "--workdir", tmp_path / "run", *settings])
     assert BAD[argument] in error
     assert not (tmp_path / "run").exists()
@@ -79,7 +83,7 @@ def test_workdirs(capsys, tmp_path):
     c = config.load(DIGITS)
     cli.claim(tmp_path / "run", c)
     before = (tmp_path / "run/config.json").read_text()
-    argv = ["--config", DIGITS, "--config.eval.batch_size=80", "--workdir"]
+    argv = ["--config", DIGITS, "--config.eval.batch_size=104", "--workdir"]
     error = refused(capsys, train.main, [*argv, tmp_path / "run", "--config.training.k=2.0"])
     assert "was made with training.k=1.0 (not 2.0)" in error
     assert (tmp_path / "run/config.json").read_text() == before

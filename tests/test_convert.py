@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from official import FIXTURES, nhwc
-from test_losses import OfficialVP
+from official import FIXTURES, OfficialVP, nhwc
 
 from score_st import checkpoints, cli, config, convert, experiment, sample, score, torch_file, torch_layout, train
 from score_st.config import ConfigError

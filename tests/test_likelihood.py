@@ -1,10 +1,10 @@
-"""NLL and NELBO against closed forms for Gaussian data with its exact score."""
+"""NLL and NELBO against closed forms for Gaussian data and mixtures of Gaussians with their exact scores."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian import SDES, SHAPE, Gaussian
+from gaussian import SDES, SHAPE, Gaussian, Mixture
 from scipy import stats
 
 from score_st import likelihood, losses, ode
@@ -13,6 +13,7 @@ DIMS = int(np.prod(SHAPE))
 NATS = DIMS * np.log(2) * 1e-3  # 1e-3 bits/dim
 each = pytest.mark.parametrize("name", SDES)
 data = Gaussian()
+SOLVER = ode.Solver(3e-6, 3e-6)
 
 
 @each
@@ -26,7 +27,7 @@ def test_nll_is_the_exact_one(name):
     mean, std = diffusion.marginal(x, eps)
     start = mean + std[0] * z
     probe = jax.random.rademacher(keys[3], start.shape).astype(x.dtype)
-    run = jax.jit(lambda x, probe: likelihood.nll(score, diffusion, x, probe, ode.Solver()))
+    run = jax.jit(lambda x, probe: likelihood.nll(score, diffusion, x, probe[:, None], ode.Solver()))
     result = run(start, probe)
     alpha, sigma = diffusion.alpha(eps[0]), diffusion.sigma(eps[0])
     at_eps = Gaussian(float(alpha * data.mean), float(jnp.sqrt(alpha**2 * data.std**2 + sigma**2)))
@@ -68,11 +69,26 @@ def test_nelbo_is_the_entropy(name):
 
 
 @each
+def test_nll_of_a_mixture_is_the_exact_one(name):
+    """Started at x_ε, the flow gives -log p_ε(x_ε), but for what is left of the data at T."""
+    diffusion, mixture = SDES[name], Mixture()
+    ends = [mixture.diffused(diffusion, jnp.float32(t)) for t in (diffusion.eps, diffusion.T)]
+    x, z = mixture.sample(jax.random.key(0), 64), jax.random.normal(jax.random.key(1), (64, *SHAPE))
+    mean, std = diffusion.marginal(x, jnp.full(64, diffusion.eps))
+    start = mean + std[0] * z
+    run = jax.jit(lambda x: likelihood.nll(mixture.score(diffusion), diffusion, x, jnp.ones_like(x)[:, None], SOLVER))
+    result = run(start)
+    exact = ends[0].nll(start) + (-diffusion.prior_logp(result.latent) - ends[1].nll(result.latent))
+    assert bool(jnp.all(result.reached))
+    np.testing.assert_allclose(result.total, exact, atol=NATS)
+
+
+@each
 def test_latent_of_the_flow_is_the_affine_map_of_gaussians(name):
     diffusion = SDES[name]
     x = data.sample(jax.random.key(2), 8)
     score = data.score(diffusion)
-    result = likelihood.nll(score, diffusion, x, jnp.ones_like(x), ode.Solver(1e-6, 1e-6))
+    result = likelihood.nll(score, diffusion, x, jnp.ones_like(x)[:, None], ode.Solver(1e-6, 1e-6))
     (a0, s0), (a1, s1) = ((diffusion.alpha(jnp.float32(t)), diffusion.sigma(jnp.float32(t))) for t in (1e-5, 1.0))
     scale = jnp.sqrt((a1**2 * data.std**2 + s1**2) / (a0**2 * data.std**2 + s0**2))
     exact = a1 * data.mean + scale * (x - a0 * data.mean)
@@ -82,7 +98,7 @@ def test_latent_of_the_flow_is_the_affine_map_of_gaussians(name):
 def test_step_limit_is_reported():
     diffusion = SDES["vp"]
     x = data.sample(jax.random.key(2), 4)
-    result = likelihood.nll(data.score(diffusion), diffusion, x, jnp.ones_like(x), ode.Solver(max_steps=3))
+    result = likelihood.nll(data.score(diffusion), diffusion, x, jnp.ones_like(x)[:, None], ode.Solver(max_steps=3))
     assert not np.any(result.reached)
 
 
@@ -95,7 +111,9 @@ def test_hutchinson_trace_is_unbiased():
     estimates = []
     for draw in (jax.random.rademacher, jax.random.normal):
         probe = draw(jax.random.key(5), x.shape).astype(x.dtype)
-        trace = jax.jit(lambda x, p: likelihood.nll(score, diffusion, x, p, ode.Solver(1e-4, 1e-4)).trace)(x, probe)
+        trace = jax.jit(lambda x, p: likelihood.nll(score, diffusion, x, p[:, None], ode.Solver(1e-4, 1e-4)).trace)(
+            x, probe
+        )
         estimates.append((trace.mean(), trace.std() / 2000**0.5))
     # minus the integral over t of the divergence of f - ½ g² s, which is ½ β tr M
     exact = -jnp.trace(matrix) * 0.5 * (diffusion.integral_beta(1.0) - diffusion.integral_beta(1e-5))

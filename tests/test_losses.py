@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gaussian import SDES, Gaussian
-from official import FIXTURES, family, nhwc
+from official import FIXTURES, OfficialRVE, OfficialVP, family, importance_weight, nhwc
 
 from score_st import config, losses, score, sde, times
 
@@ -18,43 +18,10 @@ OFFICIAL = np.load(FIXTURES / "losses.npz")
 CASES = json.loads(str(OFFICIAL["_meta"]))
 
 
-@dataclasses.dataclass(frozen=True)
-class OfficialVP(sde.VP):
-    """With the official float32 expressions, whose rounding at small t the official losses contain."""
-
-    def sigma(self, t):
-        return jnp.sqrt(1 - jnp.exp(-self.integral_beta(t)))
-
-    def log_alpha(self, t):
-        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
-
-
 def growth(diffusion, t):
     """Minus logSNR as officially computed, in float32."""
     b = np.float32(diffusion.integral_beta(np.float32(t)))
     return np.log(np.float32(1) - np.exp(-b)) + b
-
-
-@dataclasses.dataclass(frozen=True)
-class OfficialRVE(sde.RVE):
-    """With the official float32 power in g², up to 0.3 % off."""
-
-    def diffusion2(self, t):
-        base = math.exp(self._log_b)
-        return -2 * (self.sigma_max / base) ** 2 * self._log_b * jnp.float32(base) ** (2 / t) / t**2
-
-
-def importance_weight(diffusion, tau: float):
-    """Z(τ) as officially computed in float32, which at τ = 1e-5 puts it 0.25 % off."""
-    if np.float32(tau) == np.float32(1e-5):  # where the last bit of PyTorch's exp matters
-        return np.load(FIXTURES / "sde.npz")["vpsde_1e-5/diffusion_time_is1/Z"][0]
-
-    def growth(t):
-        t = np.float32(t)
-        b = np.float32(0.5) * t**2 * np.float32(diffusion.beta_max - diffusion.beta_min) + t * np.float32(0.1)
-        return np.log(np.float32(1) - np.exp(-b)) + b
-
-    return growth(1.0) - growth(tau)
 
 
 @pytest.mark.parametrize("name", ["a", "c"])

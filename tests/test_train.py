@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from score_st import checkpoints, config, data, experiment, sample, state, train
+from score_st import checkpoints, config, data, experiment, ledger, sample, state, train
 from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_pat
 
 WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
 WHOLE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=99, sampling__batch_size=16)
+WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +191,12 @@ def test_a_run_leaves_its_files_and_figures(trained):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
     result = json.loads((workdir / "eval/bpd.json").read_text())
-    assert result["images"] == 297 and result["unreached"] == 0 and result["dequantization"] == "uniform"
+    assert result["images"] == 297 and result["nll_unreached"] == [] and result["dequantization"] == "uniform"
+    assert result["config"]["eval"]["rtol"] == 1e-2 and result["step"] == 30 and result["versions"]["jax"]
+    assert (workdir / "eval/bpd_by_time.png").stat().st_size > 0
     assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
     assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
-    assert result["nelbo"] > result["nll"] - 6 * result["nelbo_stderr"]
+    assert result["nelbo"] > result["nll"] - 1.0
 
 
 def test_sample_eval_and_report_of_a_run(trained, tmp_path):
@@ -211,21 +213,19 @@ def test_sample_eval_and_report_of_a_run(trained, tmp_path):
     assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
 
 
-def test_devices_change_nothing(digits):
-    """Bits/dim and samples of one batch on eight devices and on one."""
+def test_devices_change_nothing(digits, tmp_path, monkeypatch):
+    """The bits/dim of eight images on 1, 2 and 8 devices to the bit, and samples but for a level."""
     c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, training__tau_groups=2)
     exp = train.recipe_from_config(c, 8).experiment
     params = exp.create(jax.random.key(0)).params
-    made = evaluation.from_config(c, exp)
-    results = []
-    for devices in (jax.devices(), jax.devices()[:1]):
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        put = functools.partial(jax.device_put, device=state.sharded(mesh))
-        terms = jax.jit(made.nll)(
-            jax.device_put(params, state.replicated(mesh)), put(digits[:8]), put(np.arange(8)), jax.random.key(0)
-        )
-        results.append(evaluation.total(jax.tree.map(np.asarray, terms)))
-    np.testing.assert_allclose(*results, atol=1e-4)
+    made, results = evaluation.from_config(c, exp), []
+    for n in (1, 2, 8):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",))
+        monkeypatch.setattr(state, "mesh", lambda mesh=mesh: mesh)
+        run = ledger.Runner(params, digits[:8], 8, 0, ledger.Ledger(tmp_path / f"{n}.jsonl", {}), group=1)
+        results.append(evaluation.total(run("nll", jax.jit(made.nll))))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(results, [results[0]] * 3)
     few, _ = sample.draw(c, exp, params, 3, seed=1)
     many, _ = sample.draw(c, exp, params, 9, seed=1)
     assert np.mean(few != many[:3]) < 0.01  # a level may round the other way

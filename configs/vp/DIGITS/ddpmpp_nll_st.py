@@ -29,6 +29,6 @@ def get_config():
         embedding_type="positional", nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), ema_rate=0.995
     )
     config.optim.update(lr=2e-3, warmup=100)
-    config.eval.update(enable_bpd=True, batch_size=104, nelbo_iter=10, rtol=3e-4, atol=3e-4)
+    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, rtol=3e-4, atol=3e-4)
     config.sampling.update(method="ode", batch_size=64, rtol=1e-3, atol=1e-3)
     return config
