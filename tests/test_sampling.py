@@ -99,11 +99,11 @@ def test_order_of_deterministic_steps(sampler, name):
         ]
         (a0, s0), (a1, s1) = ends
         exact = np.sqrt((a0**2 * data.std**2 + s0**2) / (a1**2 * data.std**2 + s1**2))
-        for steps in (40, 80, 160):
+        for steps in (200, 400):
             mean, slope, _ = run_steps(step, diffusion, sampling.logsnr_grid(diffusion, steps))
-            errors.append(abs(slope / exact - 1) + abs(mean - (a0 - a1 * exact) * data.mean))
-    slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.all(np.abs(slopes - order) < 0.3), (slopes, errors)
+            errors.append(np.hypot(slope / exact - 1, mean - (a0 - a1 * exact) * data.mean))
+    # the slowest to reach its order is the probability flow by Euler, for RVE
+    assert order - 0.35 < np.log2(errors[0] / errors[1]) < order + 0.1, errors
 
 
 WEAK = {
