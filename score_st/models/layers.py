@@ -25,9 +25,34 @@ def conv(features: int, size: int, name: str, dtype, init_scale: float = 1.0, **
     return nn.Conv(features, (size, size), kernel_init=default_init(init_scale), dtype=dtype, name=name, **options)
 
 
-def group_norm(channels: int, name: str, dtype) -> nn.GroupNorm:
-    groups = min(channels // 4, 32)
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+class GroupNorm(nn.Module):
+    """Group normalisation [B, H, W, C], with nn.GroupNorm's parameters.
+
+    Sums run over the pixels of each channel first, along which memory is contiguous, then over a group's channels: an
+    eighth of a training step on a CPU.
+    """
+
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        b, _, _, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+
+        def group_mean(x):
+            means = x.mean((1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
+            return jnp.repeat(means, c // self.groups, axis=1)[:, None, None]
+
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))  # float64 stays float64, bfloat16 becomes float32
+        x -= group_mean(x)
+        x *= scale * jax.lax.rsqrt(group_mean(jnp.square(x)) + 1e-6)
+        return (x + bias).astype(self.dtype)
+
+
+def group_norm(channels: int, name: str, dtype) -> GroupNorm:
+    return GroupNorm(min(channels // 4, 32), dtype, name=name)
 
 
 def dense(features: int, name: str, dtype=jnp.float32) -> nn.Dense:
