@@ -246,6 +246,8 @@ def from_config(config) -> ODE | PredictorCorrector:
     """Reads config.sampling; the steps are sampling.steps, or where that is 0 model.num_scales."""
     sampling = config.sampling
     choose(METHODS, sampling.method, "sampling.method")
+    if sampling.steps < 0:
+        raise ConfigError(f"config.sampling.steps={sampling.steps}: should be 1 or more, or 0 for model.num_scales")
     steps = sampling.steps or config.model.num_scales
     predictor = _predictor(sampling, steps)
     corrector = choose(CORRECTORS, sampling.corrector, "sampling.corrector")

@@ -11,7 +11,7 @@ from gaussian import SDES, SHAPE, Gaussian
 from official import FIXTURES, family, nhwc
 from test_losses import OfficialVP
 
-from score_st import config, experiment, likelihood, ode, sampling, score, sde
+from score_st import config, experiment, likelihood, ode, sample, sampling, score, sde
 
 data = Gaussian()
 keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(512))
@@ -230,6 +230,25 @@ def test_sampler_of_a_configuration():
     assert made.corrector.keywords == {"snr": 0.2} and made.predictor is sampling.reverse_diffusion
     c.sampling.truncation_time = 1e-3
     assert sampling.sampling_sde(c, sde.VP()).eps == 1e-3
+    c = sample.chosen(c, "heun", 12)
+    c.sampling.churn = 6.0
+    made = sampling.from_config(c)
+    assert (made.steps, made.evaluations, made.corrector) == (12, 2, None)
+    assert made.predictor.keywords == {"churn": pytest.approx(2**0.5 - 1)}
+    made = sampling.from_config(sample.chosen(c, "ddim+langevin", 12))
+    assert made.predictor is sampling.ddim and made.corrector.func is sampling.langevin
+    for settings, message in {
+        ("ddpm", 12): "did you mean",
+        ("heun", -1): "should be 1 or more",
+    }.items():
+        with pytest.raises(config.ConfigError, match=message):
+            sampling.from_config(sample.chosen(config.default(), *settings))
+    c.sampling.update(predictor="ancestral_sampling", probability_flow=True)
+    with pytest.raises(
+        config.ConfigError, match="has no λ .probability_flow.; euler_maruyama, reverse_diffusion, ddim"
+    ):
+        sampling.from_config(c)
+    c.sampling.probability_flow = False
     c.sampling.method = "rk"
     with pytest.raises(config.ConfigError, match="choose from ode, pc"):
         experiment.from_config(c)
