@@ -54,13 +54,16 @@ def default() -> ConfigDict:
     config.sampling = ConfigDict(
         dict(
             method="ode",  # ode or pc
-            predictor="euler_maruyama",
+            predictor="euler_maruyama",  # reverse_diffusion, ancestral_sampling, ddim, heun, dpm_solver_2m or none
             corrector="none",
             n_steps_each=1,
             noise_removal=True,
             probability_flow=False,
+            lambda_=-1.0,  # ours: noise of the predictor, 1 the reverse SDE's, 0 none; negative is the predictor's own
+            churn=0.0,  # ours: S_churn of heun
+            steps=0,  # ours: of the predictor; 0 is model.num_scales
             snr=0.16,
-            grid="uniform",  # ours: times of the pc sampler, uniform or logsnr
+            grid="uniform",  # ours: times of the pc sampler: uniform, quadratic, logsnr or edm
             batch_size=1024,
             truncation_time=1e-5,
             rtol=1e-5,  # ours

@@ -12,7 +12,7 @@ from score_st.config import ConfigError
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64 --seed 1 \\
-      --config.sampling.method=pc --config.sampling.predictor=ancestral_sampling --config.model.num_scales=1000
+      --sampler dpm_solver_2m --steps 20 --config.sampling.grid=logsnr
   python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000"""
 
 
@@ -59,6 +59,19 @@ def picture(config, made: experiment.Experiment, params, path: Path, num: int = 
     report.grid(images, config.data.num_levels, path)
 
 
+def chosen(config, sampler: str | None, steps: int | None):
+    """The configuration with what --sampler ("ode", "heun", "reverse_diffusion+langevin") and --steps say."""
+    with config.unlocked():
+        if sampler == "ode":
+            config.sampling.method = "ode"
+        elif sampler:
+            predictor, _, corrector = sampler.partition("+")
+            config.sampling.update(method="pc", predictor=predictor, corrector=corrector or "none")
+        if steps is not None:
+            config.sampling.steps = steps
+    return config
+
+
 def main(argv: list[str] | None = None):
     parser = cli.parser(
         "sample", "Images from a checkpoint's EMA weights: samples.npz (uint8) and samples.png.", EXAMPLES
@@ -66,8 +79,14 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--num", type=int, default=64, help="how many images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help=f"ode, or a predictor ({', '.join(sampling.PREDICTORS)}) with or without +corrector",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the predictor, for --config.sampling.steps")
     arguments = cli.parse(parser, argv)
-    config = arguments.config
+    config = chosen(arguments.config, arguments.sampler, arguments.steps)
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: should be 1 or more")
     state.check_divisible(

@@ -1,7 +1,9 @@
-"""Samplers: predictor-corrector over a grid of times, and the probability-flow ODE, each in one compiled loop.
+"""Samplers: steps over a grid of times, predictor and corrector, and the probability-flow ODE, in one compiled loop.
 
-A step is a function (score, sde, x [B, ...], t, s, z) -> (x, its mean without the noise): a predictor goes from time t
-to s < t, a corrector stays at t; t and s are [B]. Image i is a function of its own key alone.
+A predictor is a function (score, sde, x [B, ...], t, s, z, memory) -> (x, its mean without the noise, memory) that
+goes from time t to s < t; t and s are [B], z is a standard normal like x, and `memory` is what a multistep method
+keeps of its last step: E[x_0] like x and the step's length [B], zeros before the first. A corrector (score, sde, x, t,
+s, z) -> (x, mean) stays at t. Image i is a function of its own key alone.
 """
 
 import dataclasses
@@ -20,45 +22,91 @@ from score_st.score import denoise as tweedie
 from score_st.sde import SDE, expand
 
 
-def euler_maruyama(score: Score, sde: SDE, x, t, s, z, lambda_=1.0):
+def euler_maruyama(score: Score, sde: SDE, x, t, s, z, memory=None, lambda_=1.0):
     """Of the reverse SDE dx = (f - ½ (1 + λ²) g² s) dt + λ g dw; λ = 1 is Anderson's, λ = 0 the probability flow."""
     dt, g2 = expand(t - s, x), expand(sde.diffusion2(t), x)
     mean = x - dt * (expand(sde.drift(t), x) * x - 0.5 * (1 + lambda_**2) * g2 * score(x, t))
-    return mean + lambda_ * jnp.sqrt(g2 * dt) * z, mean
+    return mean + lambda_ * jnp.sqrt(g2 * dt) * z, mean, memory
 
 
-def _transition(sde: SDE, t, s):
+def exact_transition(sde: SDE, t, s):
     """a and v of p(x_t | x_s) = N(a x_s, v I), s < t."""
     a = jnp.exp(sde.log_alpha(t) - sde.log_alpha(s))
     return a, -jnp.square(sde.sigma(t)) * jnp.expm1(sde.logsnr(t) - sde.logsnr(s))
 
 
-def reverse_diffusion(score: Score, sde: SDE, x, t, s, z, lambda_=1.0):
+def reverse_diffusion(score: Score, sde: SDE, x, t, s, z, memory=None, lambda_=1.0, transition=exact_transition):
     """x + (x - a x) + v s, with the forward transition's own a and v (Song et al. 2021, eq. 46)."""
-    a, v = (expand(c, x) for c in _transition(sde, t, s))
+    a, v = (expand(c, x) for c in transition(sde, t, s))
     mean = (2 - a) * x + 0.5 * (1 + lambda_**2) * v * score(x, t)
-    return mean + lambda_ * jnp.sqrt(v) * z, mean
+    return mean + lambda_ * jnp.sqrt(v) * z, mean, memory
 
 
-def ancestral(score: Score, sde: SDE, x, t, s, z, lambda_=1.0):
+def ancestral(score: Score, sde: SDE, x, t, s, z, memory=None, transition=exact_transition):
     """A draw of p(x_s | x_t, x_0) at the x_0 that the score predicts (Ho et al. 2020, eq. 7)."""
-    if lambda_ != 1.0:
-        raise ConfigError("config.sampling.probability_flow: ancestral_sampling has no such form")
-    a, v = (expand(c, x) for c in _transition(sde, t, s))
+    a, v = (expand(c, x) for c in transition(sde, t, s))
     mean = (x + v * score(x, t)) / a
-    return mean + jnp.sqrt(v) * expand(sde.sigma(s) / sde.sigma(t), x) * z, mean
+    return mean + jnp.sqrt(v) * expand(sde.sigma(s) / sde.sigma(t), x) * z, mean, memory
 
 
-def langevin(score: Score, sde: SDE, x, t, s, z, snr):
-    """Langevin dynamics at t, its step set by each image's signal-to-noise ratio (Song et al. 2021, alg. 4 and 5)."""
+def ddim(score: Score, sde: SDE, x, t, s, z, memory=None, lambda_=0.0):
+    """α_s x_0 + √(σ_s² - λ² τ²) ε + λ τ z, τ² the variance of p(x_s | x_t, x_0) (Song et al. 2021a, eq. 12).
+
+    λ = 0 is the exponential integrator of the probability flow that holds ε = -σ_t s fixed, λ = 1 ancestral sampling.
+    """
+    sigma_t, sigma_s = (expand(sde.sigma(a), x) for a in (t, s))
+    noise = -sigma_t * score(x, t)
+    clean = (x - sigma_t * noise) / expand(sde.alpha(t), x)
+    tau2 = jnp.square(lambda_ * sigma_s / sigma_t) * expand(exact_transition(sde, t, s)[1], x)
+    mean = expand(sde.alpha(s), x) * clean + jnp.sqrt(jnp.square(sigma_s) - tau2) * noise
+    return mean + jnp.sqrt(tau2) * z, mean, memory
+
+
+def heun(score: Score, sde: SDE, x, t, s, z, memory=None, churn=0.0):
+    """The trapezoidal rule for y = x/α over ς = σ/α, dy/dς = -σ s (Karras et al. 2022, algorithms 1 and 2).
+
+    Args:
+      churn: γ: first the noise is raised to (1 + γ) ς, up to that of T.
+    """
+    ratio = lambda t: jnp.exp(-0.5 * sde.logsnr(t))
+    slope = lambda y, t: -expand(sde.sigma(t), y) * score(expand(sde.alpha(t), y) * y, t)
+    y, old = x / expand(sde.alpha(t), x), ratio(t)
+    if churn:
+        t = jnp.minimum(sde.time(-2 * jnp.log((1 + churn) * old)), sde.T)
+        y += expand(jnp.sqrt(jnp.maximum(jnp.square(ratio(t)) - jnp.square(old), 0)), y) * z
+    h = expand(ratio(s) - ratio(t), y)
+    first = slope(y, t)
+    y += 0.5 * h * (first + slope(y + h * first, s))
+    x = expand(sde.alpha(s), y) * y
+    return x, x, memory
+
+
+def dpm_solver_2m(score: Score, sde: SDE, x, t, s, z, memory):
+    """DPM-Solver++ of order 2, multistep: one evaluation a step (Lu et al. 2022b, algorithm 2)."""
+    clean, h = tweedie(score, sde, x, t), 0.5 * (sde.logsnr(s) - sde.logsnr(t))
+    last, last_h = memory
+    guess = clean + expand(jnp.where(last_h > 0, 0.5 * h / last_h, 0.0), x) * (clean - last)
+    x = expand(sde.sigma(s) / sde.sigma(t), x) * x - expand(sde.alpha(s) * jnp.expm1(-h), x) * guess
+    return x, x, (clean, h)
+
+
+def image_norm(x):
+    """[B, ...] -> [B]."""
+    return jnp.sqrt(sum_dims(jnp.square(x)))
+
+
+def langevin(score: Score, sde: SDE, x, t, s, z, snr, transition=exact_transition, norm=image_norm):
+    """Langevin dynamics at t, its step set by the signal-to-noise ratio (Song et al. 2021, alg. 4 and 5).
+
+    Each image has its own, where the official code takes the mean `norm` over the batch.
+    """
     gradient = score(x, t)
-    ratio = jnp.sqrt(sum_dims(z**2) / sum_dims(gradient**2))
-    return _langevin(x, gradient, z, jnp.square(snr * ratio * _transition(sde, t, s)[0]))
+    return _langevin(x, gradient, z, jnp.square(snr * norm(z) / norm(gradient) * transition(sde, t, s)[0]))
 
 
-def annealed_langevin(score: Score, sde: SDE, x, t, s, z, snr):
+def annealed_langevin(score: Score, sde: SDE, x, t, s, z, snr, transition=exact_transition):
     """Langevin dynamics at t with a step ∝ σ² (Song & Ermon 2019, alg. 1)."""
-    return _langevin(x, score(x, t), z, jnp.square(snr * sde.sigma(t) * _transition(sde, t, s)[0]))
+    return _langevin(x, score(x, t), z, jnp.square(snr * sde.sigma(t) * transition(sde, t, s)[0]))
 
 
 def _langevin(x, gradient, z, half_step):
@@ -71,9 +119,27 @@ def uniform_grid(sde: SDE, n: int):
     return jnp.linspace(sde.T, sde.eps, n + 1)
 
 
-def logsnr_grid(sde: SDE, n: int):
+def quadratic_grid(sde: SDE, n: int):
+    """Even in √t: finer at small times (Song et al. 2021a, app. D.2)."""
+    return jnp.square(jnp.linspace(sde.T**0.5, sde.eps**0.5, n + 1)).at[0].set(sde.T).at[n].set(sde.eps)
+
+
+def _ratio_grid(sde: SDE, n: int, power: float):
+    """Even in a power of ς = σ/α, or for 0 in its logarithm."""
     ends = sde.logsnr(jnp.array([sde.T, sde.eps]))
-    return sde.time(jnp.linspace(ends[0], ends[1], n + 1)).at[0].set(sde.T).at[n].set(sde.eps)
+    if power:
+        ends = jnp.exp(-0.5 * power * ends)
+    even = jnp.linspace(ends[0], ends[1], n + 1)
+    return sde.time(-2 / power * jnp.log(even) if power else even).at[0].set(sde.T).at[n].set(sde.eps)
+
+
+def logsnr_grid(sde: SDE, n: int):
+    return _ratio_grid(sde, n, 0)
+
+
+def edm_grid(sde: SDE, n: int):
+    """Even in ς^(1/7) (Karras et al. 2022, eq. 5)."""
+    return _ratio_grid(sde, n, 1 / 7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +150,8 @@ class PredictorCorrector:
       predictor: a step, or None.
       corrector: a step, or None, made `corrections` times.
       grid: (sde, steps) -> times [steps + 1] from T down to ε.
+      denoise: end with the mean of x_0 given x_ε.
+      evaluations: of the score by the predictor.
     """
 
     predictor: Callable | None
@@ -92,6 +160,7 @@ class PredictorCorrector:
     steps: int = 1000
     grid: Callable = uniform_grid
     denoise: bool = True
+    evaluations: int = 1
 
     def __call__(self, score: Score, sde: SDE, keys, shape):
         """Images [B, *shape] from keys [B], and the evaluations of the score [B]."""
@@ -104,17 +173,18 @@ class PredictorCorrector:
             )
 
         def step(i, carry):
-            x, _ = carry
+            x, _, memory = carry
             mean, (t, s) = x, (jnp.full(len(keys), times[i + j]) for j in (0, 1))
             for j in range(corrections):
                 x, mean = self.corrector(score, sde, x, t, s, noise(i, j + 1))
             if self.predictor:
-                x, mean = self.predictor(score, sde, x, t, s, noise(i, 0))
-            return x, mean
+                x, mean, memory = self.predictor(score, sde, x, t, s, noise(i, 0), memory)
+            return x, mean, memory
 
         x = jax.vmap(lambda key: sde.prior_sample(key, shape))(keys)
-        x, mean = jax.lax.fori_loop(0, self.steps, step, (x, x))
-        evaluations = self.steps * (corrections + (self.predictor is not None)) + self.denoise
+        memory = jnp.zeros_like(x), jnp.zeros(len(keys), x.dtype)
+        x, mean, _ = jax.lax.fori_loop(0, self.steps, step, (x, x, memory))
+        evaluations = self.steps * (corrections + self.evaluations * (self.predictor is not None)) + self.denoise
         if self.denoise:
             mean = tweedie(score, sde, mean, jnp.full(len(keys), sde.eps))
         return mean if self.denoise else x, jnp.full(len(keys), evaluations)
@@ -142,28 +212,54 @@ PREDICTORS = {
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,
     "ancestral_sampling": ancestral,
+    "ddim": ddim,
+    "heun": heun,
+    "dpm_solver_2m": dpm_solver_2m,
     "none": None,
 }
+WITH_LAMBDA = (euler_maruyama, reverse_diffusion, ddim)
 CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": None}
 METHODS = {"ode": "the probability-flow ODE", "pc": "predictor-corrector"}
-GRIDS = {"uniform": uniform_grid, "logsnr": logsnr_grid}
+GRIDS = {"uniform": uniform_grid, "quadratic": quadratic_grid, "logsnr": logsnr_grid, "edm": edm_grid}
+
+
+def _predictor(sampling, steps: int) -> Callable | None:
+    """With its noise: sampling.lambda_, probability_flow (λ = 0) and churn."""
+    made, lambda_ = choose(PREDICTORS, sampling.predictor, "sampling.predictor"), sampling.lambda_
+    if sampling.probability_flow:
+        if lambda_ > 0:
+            raise ConfigError(f"config.sampling.probability_flow: means lambda_=0, not {lambda_}")
+        lambda_ = 0.0
+    if made is heun:
+        return functools.partial(heun, churn=min(sampling.churn / steps, 2**0.5 - 1))
+    if lambda_ < 0:
+        return made
+    if made not in WITH_LAMBDA:
+        others = ", ".join(name for name, predictor in PREDICTORS.items() if predictor in WITH_LAMBDA)
+        raise ConfigError(
+            f"config.sampling.predictor={sampling.predictor}: has no λ (probability_flow); {others} have"
+        )
+    return functools.partial(made, lambda_=lambda_)
 
 
 def from_config(config) -> ODE | PredictorCorrector:
-    """Reads config.sampling and config.model.num_scales, the number of predictor-corrector steps."""
+    """Reads config.sampling; the steps are sampling.steps, or where that is 0 model.num_scales."""
     sampling = config.sampling
     choose(METHODS, sampling.method, "sampling.method")
-    predictor = choose(PREDICTORS, sampling.predictor, "sampling.predictor")
+    if sampling.steps < 0:
+        raise ConfigError(f"config.sampling.steps={sampling.steps}: should be 1 or more, or 0 for model.num_scales")
+    steps = sampling.steps or config.model.num_scales
+    predictor = _predictor(sampling, steps)
     corrector = choose(CORRECTORS, sampling.corrector, "sampling.corrector")
-    if predictor:
-        predictor = functools.partial(predictor, lambda_=0.0 if sampling.probability_flow else 1.0)
     if corrector:
         corrector = functools.partial(corrector, snr=sampling.snr)
     grid = choose(GRIDS, sampling.grid, "sampling.grid")
     if sampling.method == "ode":
         return ODE(ode.from_config(sampling), sampling.noise_removal)
-    steps = config.model.num_scales
-    return PredictorCorrector(predictor, corrector, sampling.n_steps_each, steps, grid, sampling.noise_removal)
+    evaluations = 2 if sampling.predictor == "heun" else 1
+    return PredictorCorrector(
+        predictor, corrector, sampling.n_steps_each, steps, grid, sampling.noise_removal, evaluations
+    )
 
 
 def sampling_sde(config, sde: SDE) -> SDE:
