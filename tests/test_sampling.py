@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gaussian import SDES, SHAPE, Gaussian
-from official import FIXTURES, family, nhwc
-from test_losses import OfficialVP
+from official import FIXTURES, OfficialVP, family, nhwc
 
 from score_st import config, experiment, likelihood, ode, sample, sampling, score, sde
 
