@@ -192,19 +192,19 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict:
     """Mean, standard errors and mean of each term, over the images for which the solver arrived every time.
 
     The error over images is that of the test set as a sample. What the estimator's own noise adds to the spread of the
-    images is taken off where there are repeats to tell; for the bound, where it is most of the spread, there is no
-    figure without. As times are stratified, this noise cancels in the mean: the error over repeats says what is left.
+    images is taken off where there are repeats to tell; where too little is left, and for the bound without repeats,
+    there is no figure. As times are stratified, this noise cancels in the mean: the error over repeats says what is left.
     """
     timed = "nfe" not in repeats[0]  # one time an image
     reached = np.all([r.get("reached", np.ones(len(total(r)), bool)) for r in repeats], axis=0)
     values = np.stack([total(terms) for terms in repeats])[:, reached] + offset
     count, n = values.shape
     spread = lambda a, axis=0: np.var(a, axis=axis, ddof=1) if a.shape[axis] > 1 else np.zeros(a.shape[1:])
-    images = max(spread(values.mean(0)) - spread(values).mean() / count, 0.0) / max(n, 1)
+    images = (spread(values.mean(0)) - spread(values).mean() / count) / max(n, 1)
     terms = {key: float(np.mean([r[key][reached] for r in repeats])) for key in repeats[0] if key not in COUNTS}
     figures = {
         name: float(values.mean()),
-        f"{name}_stderr_images": None if timed and count == 1 else float(images**0.5),
+        f"{name}_stderr_images": None if images < 0 or (timed and count == 1) else float(images**0.5),
         f"{name}_stderr_repeats": float((spread(values.mean(1)) / count) ** 0.5) if count > 1 else None,
         f"{name}_terms": terms | {"offset": offset},
     }

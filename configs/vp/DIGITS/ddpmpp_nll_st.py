@@ -11,10 +11,11 @@ from score_st.config import default
 def get_config():
     config = default()
     config.training.update(
-        sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, n_iters=1600, batch_size=64
+        sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, n_iters=3600, batch_size=32
     )
+    config.training.tau_groups = 8  # as on eight devices: with one τ a step, many steps see large times alone
     config.training.update(
-        log_freq=50, eval_freq=50, snapshot_freq=1600, snapshot_freq_for_preemption=200, snapshot_sampling=True
+        log_freq=100, eval_freq=100, snapshot_freq=3600, snapshot_freq_for_preemption=400, snapshot_sampling=True
     )
     config.data.update(
         dataset="DIGITS",
@@ -25,10 +26,10 @@ def get_config():
         dequantization="uniform",
         random_flip=False,
     )
-    config.model.update(
-        embedding_type="positional", nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), ema_rate=0.995
-    )
+    config.model.update(embedding_type="positional", nf=48, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,))
+    config.model.update(ema_rate=0.999, dropout=0.0)
     config.optim.update(lr=2e-3, warmup=100)
-    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, rtol=3e-4, atol=3e-4)
+    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, gradient_images=16)
+    config.eval.update(rtol=3e-4, atol=3e-4)
     config.sampling.update(method="ode", batch_size=64, rtol=1e-3, atol=1e-3)
     return config
