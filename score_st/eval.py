@@ -193,7 +193,8 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict:
 
     The error over images is that of the test set as a sample. What the estimator's own noise adds to the spread of the
     images is taken off where there are repeats to tell; where too little is left, and for the bound without repeats,
-    there is no figure. As times are stratified, this noise cancels in the mean: the error over repeats says what is left.
+    there is no figure. As times are stratified, this noise cancels in the mean: the error over repeats says what is
+    left.
     """
     timed = "nfe" not in repeats[0]  # one time an image
     reached = np.all([r.get("reached", np.ones(len(total(r)), bool)) for r in repeats], axis=0)

@@ -51,7 +51,7 @@ def x64():
 @pytest.mark.parametrize("name", ["a", "c"])
 def test_official_drift_and_divergence(name, x64):
     """Of the flow in t, at three times, relative to the largest of each time."""
-    atol = {"a": 1e-5, "c": 3e-5}[name]  # c embeds log σ as angles up to 400, whose last bit in float32 is 3e-5
+    atol = {"a": 1e-5, "c": 5e-5}[name]  # c embeds log σ as angles up to 400, whose last bit in float32 is 3e-5
     diffusion, x, draws, push = official(name)
     for i, t in enumerate(OFFICIAL[f"{name}/none/rhs/t"]):
         t = jnp.full(2, t)

@@ -97,7 +97,7 @@ def test_workdirs(capsys, tmp_path):
         assert "no checkpoint there" in refused(capsys, main, [*argv, tmp_path / "new"])
         assert not (tmp_path / "new").exists()
         error = refused(capsys, main, [*argv, tmp_path / "run", "--config.model.nf=16"])
-        assert "was made with model.nf=32 (not 16)" in error
+        assert "was made with model.nf=48 (not 16)" in error
     assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
     error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
     assert "no eval/loss_by_time.json" in error
