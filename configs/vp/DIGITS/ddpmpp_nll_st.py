@@ -16,9 +16,9 @@ def get_config():
     config.training.update(
         sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, unbounded_parametrization=True
     )
-    config.training.update(n_iters=3600, batch_size=32, tau_groups=8)
+    config.training.update(n_iters=3000, batch_size=32, tau_groups=8)
     config.training.update(
-        log_freq=100, eval_freq=100, snapshot_freq=3600, snapshot_freq_for_preemption=600, snapshot_sampling=True
+        log_freq=100, eval_freq=100, snapshot_freq=3000, snapshot_freq_for_preemption=500, snapshot_sampling=True
     )
     config.data.update(
         dataset="DIGITS",
@@ -40,7 +40,7 @@ def get_config():
         dropout=0.0,
     )
     config.optim.update(lr=2e-3, warmup=100)
-    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, gradient_images=16)
+    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, gradient_images=8)
     config.eval.update(rtol=3e-4, atol=3e-4)
     config.sampling.update(method="ode", batch_size=64, rtol=1e-3, atol=1e-3)
     return config
