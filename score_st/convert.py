@@ -4,6 +4,7 @@ Both codes save {'model', 'ema', 'optimizer', 'step'}. The model is a dictionary
 optimiser are lists in the order of `torch_layout.layout`.
 """
 
+import math
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -26,7 +27,8 @@ EXAMPLES = """\
 def sigmas(config) -> np.ndarray:
     """The noise levels [num_scales] that the official networks keep beside their parameters."""
     model = config.model
-    return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
+    logs = np.linspace(math.log(model.sigma_max), math.log(model.sigma_min), model.num_scales)
+    return np.array([math.exp(log) for log in logs])  # np.exp's last bit depends on the processor
 
 
 def _part(tree, key: str, kind: type, what: str):
