@@ -64,7 +64,8 @@ def default() -> ConfigDict:
             steps=0,  # ours: of the predictor; 0 is model.num_scales
             snr=0.16,
             grid="uniform",  # ours: times of the pc sampler: uniform, quadratic, logsnr or edm
-            batch_size=1024,
+            batch_size=1024,  # images a shard
+            group=16,  # ours: images computed together on a device; another number may change the last bits
             truncation_time=1e-5,
             rtol=1e-5,  # ours
             atol=1e-5,  # ours

@@ -6,6 +6,10 @@ Pixels hold whole numbers 0 ... num_levels - 1 until they are on the device, whe
 
 import dataclasses
 import functools
+import gzip
+import math
+import zlib
+from pathlib import Path
 
 import grain
 import jax
@@ -24,7 +28,42 @@ def digits(config, split: str) -> np.ndarray:
     return images[order[:1500] if split == "train" else order[1500:]]
 
 
-SOURCES = {"DIGITS": digits}
+def read_idx(path: Path) -> np.ndarray:
+    """A file of MNIST's idx format, packed by gzip or not: uint8 of any shape.
+
+    Raises:
+      ConfigError: it can't be read, or is no whole idx file of bytes.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: can't be read ({error}); should be a file of the original release") from error
+    dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else -1  # 8 is the code of bytes
+    shape = np.frombuffer(content[4 : 4 + 4 * max(dims, 0)], ">u4").tolist()
+    if dims < 1 or len(shape) < dims or len(content) != 4 + 4 * dims + math.prod(shape):
+        raise ConfigError(f"{path}: is no idx file of bytes, or cut off; should be a file of the original release")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+def fashion_mnist(config, split: str) -> np.ndarray:
+    """Fashion-MNIST (Xiao et al. 2017), 60,000 and 10,000 images, 28x28 in a black frame to 32x32."""
+    folders = [Path(config.data.dir or "."), Path("/usr/share/datasets/fashion-mnist")]
+    stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
+    files = [folder / (stem + end) for folder in folders for end in ("", ".gz")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise ConfigError(
+            f"config.data.dir={config.data.dir!r}: no {stem} or {stem}.gz there or in {folders[1]}; it is in Debian's "
+            "dataset-fashion-mnist and at github.com/zalandoresearch/fashion-mnist"
+        )
+    images = read_idx(found[0])
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ConfigError(f"{found[0]}: has shape {images.shape}; should be [N, 28, 28]")
+    return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+
+
+SOURCES = {"DIGITS": digits, "FASHION_MNIST": fashion_mnist}
 DEQUANTIZATIONS = {"none": "x/(L-1)", "uniform": "(x + u)/L", "lossless": "x/(L-1), with a discretised decoder"}
 
 

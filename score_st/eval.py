@@ -88,16 +88,20 @@ class Evaluation:
         eps = jnp.full(len(x), made.sde.eps)
         return self.bits(losses.reconstruction(made.score(params), made.sde, x, eps, z, self.log_mass))
 
-    def nll(self, params, images, indices, key):
-        """Terms of the NLL in bits/dim [B], the evaluations and whether the solver arrived."""
+    def nll(self, params, images, indices, key, from_x0=False):
+        """Terms of the NLL in bits/dim [B], the evaluations and whether the solver arrived.
+
+        `from_x0`, which may be traced, starts the flow at x_0 and leaves the reconstruction 0, as earlier papers do.
+        """
         if self.half_bin:
             return self._importance_weighted(params, images, indices, key)
         x, z, _, probes = self._inputs(images, indices, key)
         mean, std = self.experiment.sde.marginal(x, jnp.full(len(x), self.experiment.sde.eps))
-        terms, counts = self._flow(params, mean + expand(std, x) * z, probes)
+        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), probes)
         # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
         noise = 0.5 * (math.prod(x.shape[1:]) - losses.sum_dims(jnp.square(z)))
-        return terms | {"reconstruction": self._reconstruction(params, x, z) + self.bits(noise)} | counts
+        reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
+        return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 
     def _importance_weighted(self, params, images, indices, key):
         """Terms of the truncated normal bound: their means over K samples, and what the mean of the ratios gains."""
@@ -115,12 +119,6 @@ class Evaluation:
         gain = -self.bits(logsumexp(-nats, axis=0) - jnp.log(self.samples) + jnp.mean(nats, axis=0))
         means = {name: jnp.mean(value, axis=0) for name, value in terms.items()} | {"importance": gain}
         return means | {"nfe": jnp.sum(counts["nfe"], axis=0), "reached": jnp.all(counts["reached"], axis=0)}
-
-    def nll_from_x0(self, params, images, indices, key):
-        """As earlier papers have it."""
-        x, _, _, probes = self._inputs(images, indices, key)
-        terms, counts = self._flow(params, x, probes)
-        return terms | counts
 
     def nelbo(self, params, images, indices, u, key):
         """Terms of the bound in bits/dim [B], at the importance sampled time of u [B]."""
@@ -219,7 +217,7 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
     """The figures of `eval/bpd.json` that are computed."""
     repeats: dict[str, list] = {}
 
-    def measure(name, function, count, per_image=lambda r: ()):
+    def measure(name, compiled, count, *arguments, per_image=lambda r: ()):
         clock = cli.Clock(0, len(run.images) * count)
 
         def progress(done, parts):
@@ -231,16 +229,21 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
             shown = f"{mean.mean() + evaluation.offset(name):.4f} ± {error:.4f} bits/dim"
             print(f"{name} {done}/{clock.stop}  {shown}  {speed:.1f} images/s  {left} left", flush=True)
 
-        compiled, repeats[name] = jax.jit(function), []
+        repeats[name] = []
         for r in range(count):
-            repeats[name].append(run(name, compiled, per_image=per_image(r), repeat=r, progress=progress))
+            repeats[name].append(run(name, compiled, *arguments, per_image=per_image(r), repeat=r, progress=progress))
 
+    # one program for both starts: it takes longer to compile than small networks take to run
+    plain = evaluation if section.residual else dataclasses.replace(evaluation, half_bin=0.0)
+    flow = jax.jit(lambda params, images, indices, from_x0, key: plain.nll(params, images, indices, key, from_x0))
     if section.residual:
-        measure("nll", evaluation.nll, section.nll_iter)
+        measure("nll", flow, section.nll_iter, False)
     if evaluation.log_mass is None or not section.residual:  # a density at x_0 is no probability
-        measure("nll_from_x0", evaluation.nll_from_x0, section.nll_iter)
+        measure("nll_from_x0", flow, section.nll_iter, True)
+        for terms in repeats["nll_from_x0"]:
+            terms.pop("reconstruction", None)
     u = lambda r: times.stratified(jax.random.fold_in(jax.random.key(run.seed), r), len(run.images))
-    measure("nelbo", evaluation.nelbo, section.nelbo_iter, lambda r: (np.asarray(u(r)),))
+    measure("nelbo", jax.jit(evaluation.nelbo), section.nelbo_iter, per_image=lambda r: (np.asarray(u(r)),))
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
     bare = [{key: value for key, value in terms.items() if key != "reconstruction"} for terms in repeats["nelbo"]]
     repeats["nelbo_without_residual"] = bare

@@ -9,6 +9,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -78,6 +79,7 @@ class Runner:
         params = jax.tree.map(np.asarray, params)
         here = [device for device in self.devices if device.process_index == jax.process_index()]
         self.params = {device: jax.device_put(params, device) for device in here}
+        self.pool = ThreadPoolExecutor(len(here))
 
     def batch(self, function: Callable, columns: list[np.ndarray], *arguments) -> dict[str, np.ndarray]:
         """The function's results for one batch: each group of images by itself, on the next device.
@@ -86,11 +88,16 @@ class Runner:
         results, to the bit. An adaptive solver needs that: a rounding error becomes other steps.
         """
         groups = [[column[i : i + self.group] for column in columns] for i in range(0, self.batch_size, self.group)]
-        found = []
-        for number, group in enumerate(groups):
-            device = self.devices[number * len(self.devices) // len(groups)]
-            if device in self.params:
-                found.append(function(self.params[device], *jax.device_put(group, device), *arguments))
+        shares = np.array_split(np.arange(len(groups)), len(self.devices))
+        precision = jax.config.jax_default_matmul_precision  # a thread starts without it
+
+        def on(device):
+            put = lambda i: jax.device_put(groups[i], device)
+            with jax.default_matmul_precision(precision):
+                return [function(self.params[device], *put(i), *arguments) for i in shares[self.devices.index(device)]]
+
+        # in threads, since each device's first call compiles
+        found = [part for parts in self.pool.map(on, self.params) for part in parts]
         results = jax.tree.map(lambda *a: np.concatenate([np.asarray(part) for part in a]), *found)
         return multihost_utils.process_allgather(results, tiled=True) if jax.process_count() > 1 else results
 

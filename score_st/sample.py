@@ -1,62 +1,155 @@
 """`python -m score_st.sample`: images from a checkpoint's EMA weights."""
 
+import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import checkpoints, cli, experiment, report, sampling, state
+from score_st import checkpoints, cli, experiment, ledger, report, sampling, state
 from score_st.config import ConfigError
 
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64 --seed 1 \\
-      --sampler dpm_solver_2m --steps 20 --config.sampling.grid=logsnr
-  python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000"""
+      --sampler dpm_solver_2m --steps 20 --config.sampling.grid=logsnr --out runs/digits/dpm --trajectory
+  python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000
+
+killed and started again, it goes on after the last shard that was written"""
+FRAMES = 40  # of a trajectory
 
 
-def draw(config, made: experiment.Experiment, params, num: int, seed: int) -> tuple[np.ndarray, float]:
-    """`num` images uint8 [num, H, W, C] and the mean number of evaluations of the network.
+def generator(config, made: experiment.Experiment, seed: int, frames: int = 1):
+    """A jitted function (params, indices [B]) -> samples uint8, nfe [B], finite [B]; with frames also pictures of x_t.
 
-    Image i is a function of (seed, i), whatever the batch size or the number of devices.
+    `frames` is uint8 [B, F, H, W, C]: x_t brought to the spread of images.
     """
-    sampler, sde = sampling.from_config(config), sampling.sampling_sde(config, made.sde)
-    mesh = state.mesh()
-    params = jax.device_put(params, state.replicated(mesh))
-    devices = jax.device_count()
-    batch = min(config.sampling.batch_size, -(-num // devices) * devices)
+    sampler, sde, scaler = sampling.from_config(config), sampling.sampling_sde(config, made.sde), made.scaler
 
     @jax.jit
     def generate(params, indices):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        x, evaluations = sampler(made.score(params), sde, keys, made.image_shape)
-        finite = jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
-        return made.scaler.inverse(x), evaluations, finite
+        x, nfe, *states = sampler(made.score(params), sde, keys, made.image_shape, frames)
+        found = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
+        if states:
+            alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
+            centre = 0.0 if scaler.centered else 0.5
+            shown = centre + (states[0] - alpha * centre) / jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+            found["frames"] = scaler.inverse(shown).swapaxes(0, 1)
+        return found
 
-    images, evaluations, clock = [], [], cli.Clock(0, num)
-    for first in range(0, num, batch):
-        indices = jax.device_put(np.arange(first, first + batch), state.sharded(mesh))
-        x, nfe, finite = (np.asarray(a)[: num - first] for a in generate(params, indices))
-        if not finite.all():
+    return generate
+
+
+def batches(config, generate, params, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of images `first` ... `stop` - 1, piece by piece, by all devices.
+
+    Image i is always computed with its neighbours of the same sampling.group, by the same program, so that its bits
+    are the same for any batch size and number of devices and processes.
+
+    Raises:
+      ConfigError: an image is not finite.
+    """
+    group = config.sampling.group
+    size = state.mesh().size * group
+    run = ledger.Runner(params, np.empty(0), size, 0, None, group)
+    for start in range(first - first % group, stop, size):
+        found = run.batch(generate, [np.arange(start, start + size)])
+        kept = slice(max(first - start, 0), stop - start)
+        found = {name: array[kept] for name, array in found.items()}
+        if lost := int((~found.pop("finite")).sum()):
             raise ConfigError(
-                f"{(~finite).sum()} of {len(finite)} images are not finite: the sampler diverged; more steps "
-                "or another config.sampling.method may do"
+                f"{lost} of {len(found['nfe'])} images are not finite: the sampler diverged; more steps or another "
+                "config.sampling.method may do"
             )
-        images.append(x)
-        evaluations.append(nfe)
-        speed, left = clock.lap(first + len(x))
-        print(
-            f"samples {first + len(x)}/{num}  {nfe.mean():.0f} evaluations  {speed:.2f} images/s  {left} left",
-            flush=True,
-        )
-    return np.concatenate(images), float(np.concatenate(evaluations).mean())
+        yield found
+
+
+def draw(config, made: experiment.Experiment, params, num: int, seed: int) -> tuple[np.ndarray, float]:
+    """`num` images uint8 [num, H, W, C] and the mean number of evaluations of the network."""
+    found = list(batches(config, generator(config, made, seed), params, 0, num))
+    return np.concatenate([f["samples"] for f in found]), float(np.concatenate([f["nfe"] for f in found]).mean())
 
 
 def picture(config, made: experiment.Experiment, params, path: Path, num: int = 64):
     """A picture of `num` samples."""
     images, _ = draw(config, made, params, num, config.seed)
     report.grid(images, config.data.num_levels, path)
+
+
+def check(config):
+    """Raises ConfigError for numbers that can't be."""
+    for key in ("batch_size", "group"):
+        if config.sampling[key] < 1:
+            raise ConfigError(f"config.sampling.{key}={config.sampling[key]}: should be 1 or more")
+
+
+def claim(out: Path, settings: dict):
+    """The folder, for samples of `settings` alone.
+
+    Raises:
+      ConfigError: it holds others, or can't be written.
+    """
+    about = out / "samples.json"
+    try:
+        if about.exists():
+            old = json.loads(about.read_text())["settings"]
+            different = [f"{k}={old.get(k)!r} (not {v!r})" for k, v in settings.items() if old.get(k) != v]
+            if different:
+                raise ConfigError(f"--out {out}: holds samples of {', '.join(different[:3])}; name another folder")
+        elif list(out.glob("*.npz")):
+            raise ConfigError(f"--out {out}: holds .npz files that are not of this command; name another folder")
+        cli.write(about, json.dumps({"settings": settings}, indent=1))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--out {out}: can't be used ({error}); name another folder") from error
+
+
+def shards(config, generate, params, num: int, out: Path) -> float:
+    """Writes `num` images to `out` in shards of sampling.batch_size images; what is there is kept.
+
+    Returns:
+      The mean number of evaluations of the network.
+    """
+    size, evaluations = config.sampling.batch_size, []
+    clock, printed = cli.Clock(0, num), time.monotonic()
+    for first in range(0, num, size):
+        path, stop = out / f"samples_{first:07d}.npz", min(first + size, num)
+        if path.exists():
+            nfe = np.load(path)["nfe"]
+            if len(nfe) >= stop - first:
+                evaluations.append(nfe[: stop - first])
+                clock = cli.Clock(stop, num)
+                continue
+        found, done = [], first
+        for piece in batches(config, generate, params, first, stop):
+            found.append(piece)
+            done += len(piece["nfe"])
+            if done == num or time.monotonic() > printed + 2:
+                speed, left = clock.lap(done)
+                nfe, printed = piece["nfe"].mean(), time.monotonic()
+                print(f"samples {done}/{num}  {nfe:.0f} evaluations  {speed:.2f} images/s  {left} left", flush=True)
+        whole = {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
+        if jax.process_index() == 0:
+            temporary = path.with_name(f".{path.name}")
+            np.savez_compressed(temporary, **whole)
+            temporary.replace(path)
+        evaluations.append(whole["nfe"])
+    return float(np.concatenate(evaluations).mean())
+
+
+def read_shards(folder: Path, num: int | None = None) -> np.ndarray:
+    """The first `num` images of a folder of shards, uint8 [num, H, W, C]."""
+    images, have = [], 0
+    for path in sorted(folder.glob("samples_*.npz")):
+        if num is None or have < num:
+            images.append(np.load(path)["samples"])
+            have += len(images[-1])
+    return np.concatenate(images)[:num]
 
 
 def chosen(config, sampler: str | None, steps: int | None):
@@ -72,11 +165,8 @@ def chosen(config, sampler: str | None, steps: int | None):
     return config
 
 
-def main(argv: list[str] | None = None):
-    parser = cli.parser(
-        "sample", "Images from a checkpoint's EMA weights: samples.npz (uint8) and samples.png.", EXAMPLES
-    )
-    parser.add_argument("--num", type=int, default=64, help="how many images (default 64)")
+def arguments_of(parser):
+    """What this and the other commands that sample share."""
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
     parser.add_argument(
@@ -85,20 +175,39 @@ def main(argv: list[str] | None = None):
         help=f"ode, or a predictor ({', '.join(sampling.PREDICTORS)}) with or without +corrector",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="steps of the predictor, for --config.sampling.steps")
+
+
+def main(argv: list[str] | None = None):
+    parser = cli.parser(
+        "sample", "Images from a checkpoint's EMA weights: shards of uint8 arrays in samples/, and grid.png.", EXAMPLES
+    )
+    parser.add_argument("--num", type=int, default=64, help="how many images (default 64)")
+    parser.add_argument("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
+    parser.add_argument(
+        "--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image"
+    )
+    arguments_of(parser)
     arguments = cli.parse(parser, argv)
     config = chosen(arguments.config, arguments.sampler, arguments.steps)
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: should be 1 or more")
-    state.check_divisible(
-        "sampling.batch_size", config.sampling.batch_size, jax.device_count(), "the number of devices"
-    )
+    check(config)
     made = experiment.from_config(config)
     restored = checkpoints.open_for_reading(arguments.workdir, config, made, arguments.step)
-    images, evaluations = draw(config, made, restored.ema, arguments.num, arguments.seed)
-    workdir = Path(arguments.workdir)
-    np.savez_compressed(workdir / "samples.npz", samples=images, nfe=evaluations, step=int(restored.step))
-    report.grid(images, config.data.num_levels, workdir / "samples.png")
-    print(f"wrote {workdir / 'samples.npz'} and samples.png: {len(images)} images, {evaluations:.0f} evaluations each")
+    out, step = arguments.out or Path(arguments.workdir) / "samples", int(restored.step)
+    settings = {"seed": arguments.seed, "step": step, "weights_crc32": ledger.checksum(restored.ema)}
+    settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
+    claim(out, settings)
+    began = time.perf_counter()
+    nfe = shards(config, generator(config, made, arguments.seed), restored.ema, arguments.num, out)
+    seconds = time.perf_counter() - began
+    report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
+    if arguments.trajectory:
+        few = next(batches(config, generator(config, made, arguments.seed, FRAMES), restored.ema, 0, 16))
+        report.animation(few["frames"][: arguments.num].swapaxes(0, 1), config.data.num_levels, out / "trajectory.gif")
+    about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
+    cli.write(out / "samples.json", json.dumps(about | ledger.provenance(), indent=1))
+    print(f"wrote {out}: {arguments.num} images, {nfe:.0f} evaluations each")
 
 
 if __name__ == "__main__":

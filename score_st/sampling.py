@@ -21,6 +21,8 @@ from score_st.score import Score
 from score_st.score import denoise as tweedie
 from score_st.sde import SDE, expand
 
+Project = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
 
 def euler_maruyama(score: Score, sde: SDE, x, t, s, z, memory=None, lambda_=1.0):
     """Of the reverse SDE dx = (f - ½ (1 + λ²) g² s) dt + λ g dw; λ = 1 is Anderson's, λ = 0 the probability flow."""
@@ -162,32 +164,52 @@ class PredictorCorrector:
     denoise: bool = True
     evaluations: int = 1
 
-    def __call__(self, score: Score, sde: SDE, keys, shape):
-        """Images [B, *shape] from keys [B], and the evaluations of the score [B]."""
+    def __call__(self, score: Score, sde: SDE, keys, shape, frames: int = 1, project: Project | None = None):
+        """Images [B, *shape] from keys [B], and the evaluations of the score [B].
+
+        Args:
+          frames: more than 1: the state x_t at that many evenly spaced steps too, the last before `denoise`.
+          project: (x, t [B], z like x) -> x, after every change of x: see `control`.
+
+        Returns:
+          Images, evaluations, and with frames > 1 the states [frames, B, *shape] and their times [frames].
+        """
         times = self.grid(sde, self.steps)
         corrections = self.corrections if self.corrector else 0
 
         def noise(i, j):
-            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape))(
-                keys
-            )
+            draw = lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape)
+            return jax.vmap(draw)(keys)
+
+        def held(i, j, t, x, mean):
+            if not project:
+                return x, mean
+            z = noise(i, j)
+            return project(x, t, z), project(mean, t, jnp.zeros_like(z))
 
         def step(i, carry):
             x, _, memory = carry
             mean, (t, s) = x, (jnp.full(len(keys), times[i + j]) for j in (0, 1))
-            for j in range(corrections):
-                x, mean = self.corrector(score, sde, x, t, s, noise(i, j + 1))
+            for j in range(1, corrections + 1):
+                x, mean = held(i, corrections + j, t, *self.corrector(score, sde, x, t, s, noise(i, j)))
             if self.predictor:
                 x, mean, memory = self.predictor(score, sde, x, t, s, noise(i, 0), memory)
+                x, mean = held(i, 2 * corrections + 1, s, x, mean)
             return x, mean, memory
+
+        def stretch(carry, ends):
+            carry = jax.lax.fori_loop(ends[0], ends[1], step, carry)
+            return carry, carry[0]
 
         x = jax.vmap(lambda key: sde.prior_sample(key, shape))(keys)
         memory = jnp.zeros_like(x), jnp.zeros(len(keys), x.dtype)
-        x, mean, _ = jax.lax.fori_loop(0, self.steps, step, (x, x, memory))
+        stops = jnp.linspace(0, self.steps, frames + 1).round().astype(int)
+        (x, mean, _), states = jax.lax.scan(stretch, (x, x, memory), (stops[:-1], stops[1:]))
         evaluations = self.steps * (corrections + self.evaluations * (self.predictor is not None)) + self.denoise
         if self.denoise:
             mean = tweedie(score, sde, mean, jnp.full(len(keys), sde.eps))
-        return mean if self.denoise else x, jnp.full(len(keys), evaluations)
+        result = mean if self.denoise else x, jnp.full(len(keys), evaluations)
+        return result if frames == 1 else (*result, states, times[stops[1:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,15 +219,49 @@ class ODE:
     solver: ode.Solver = dataclasses.field(default_factory=ode.Solver)
     denoise: bool = True
 
-    def __call__(self, score: Score, sde: SDE, keys, shape):
-        """Images [B, *shape] from keys [B], and the evaluations of the score [B]; NaN where max_steps ran out."""
-        x = jax.vmap(lambda key: sde.prior_sample(key, shape))(keys)
-        ends = sde.logsnr(jnp.array([sde.T, sde.eps]))
-        field = lambda logsnr, x, _: flow(score, sde, logsnr[None], x[None])[0]
-        x, evaluations, reached = self.solver.solve(field, x, ends[0], ends[1])
+    def __call__(self, score: Score, sde: SDE, keys, shape, frames: int = 1):
+        """Images [B, *shape] from keys [B], and the evaluations of the score [B]; NaN where max_steps ran out.
+
+        `frames` as for `PredictorCorrector`, evenly spaced in logSNR.
+        """
+        return self.decode(score, sde, jax.vmap(lambda key: sde.prior_sample(key, shape))(keys), frames)
+
+    def decode(self, score: Score, sde: SDE, latent, frames: int = 1):
+        """The same from x_T [B, ...]."""
+        first, last = sde.logsnr(jnp.array([sde.T, sde.eps]))
+        stops = jnp.linspace(first, last, frames + 1)
+
+        def stretch(x, ends):
+            x, evaluations, reached = self._flow(score, sde, x, *ends)
+            return x, (x, evaluations, reached)
+
+        x, (states, evaluations, reached) = jax.lax.scan(stretch, latent, (stops[:-1], stops[1:]))
         if self.denoise:
-            x = tweedie(score, sde, x, jnp.full(len(keys), sde.eps))
-        return jnp.where(expand(reached, x), x, jnp.nan), evaluations + self.denoise
+            x = tweedie(score, sde, x, jnp.full(len(x), sde.eps))
+        x = jnp.where(expand(jnp.all(reached, axis=0), x), x, jnp.nan)
+        result = x, jnp.sum(evaluations, axis=0) + self.denoise
+        return result if frames == 1 else (*result, states, sde.time(stops[1:]))
+
+    def encode(self, score: Score, sde: SDE, x):
+        """x_T [B, ...] of images x_ε [B, ...], and the evaluations [B]; NaN where max_steps ran out."""
+        latent, evaluations, reached = self._flow(score, sde, x, *sde.logsnr(jnp.array([sde.eps, sde.T])))
+        return jnp.where(expand(reached, x), latent, jnp.nan), evaluations
+
+    def _flow(self, score, sde, x, start, end):
+        field = lambda logsnr, x, _: flow(score, sde, logsnr[None], x[None])[0]
+        return self.solver.solve(field, x, start, end)
+
+
+def interpolate(first, second, weights):
+    """Between latents [...], at `weights` [K] from 0 to 1 along the great circle of their directions: [K, ...].
+
+    Norms go straight from one to the other, so that what lies between is as likely as Gaussian ends are.
+    """
+    norms = jnp.linalg.norm(first), jnp.linalg.norm(second)
+    angle = jnp.arccos(jnp.clip(jnp.vdot(first, second) / (norms[0] * norms[1]), -1, 1))
+    w = weights.reshape(-1, *(1,) * first.ndim)
+    lever = lambda w: jnp.where(angle < 1e-4, w, jnp.sin(w * angle) / jnp.sin(jnp.maximum(angle, 1e-4)))
+    return ((1 - w) * norms[0] + w * norms[1]) * (lever(1 - w) * first / norms[0] + lever(w) * second / norms[1])
 
 
 PREDICTORS = {

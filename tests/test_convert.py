@@ -471,7 +471,7 @@ def test_other_commands_take_a_converted_checkpoint_up(tmp_path):
     torch_file.write(tmp_path / "digits.pth", convert.state_to_torch(start, made))
     convert.main([*common, "--from", str(tmp_path / "digits.pth")])
     sample.main([*common, "--num", "2"])
-    assert np.load(workdir / "samples.npz")["step"] == 7
+    assert json.loads((workdir / "samples/samples.json").read_text())["settings"]["step"] == 7
     train.main(common)
     with checkpoints.manager(workdir, read_only=True) as manager:
         assert manager.latest_step() == 9

@@ -1,0 +1,131 @@
+"""`python -m score_st.sweep`: sample quality by the evaluations of the network that each sampler makes."""
+
+import copy
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.table
+
+from score_st import checkpoints, cli, data, experiment, ledger, quality, report, sample
+from score_st.config import ConfigError
+
+EXAMPLES = """\
+  python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
+      --features efficientnet-lite0
+  python -m score_st.sweep --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000 \\
+      --samplers ode,heun@edm,dpm_solver_2m@logsnr --nfe 10,20,50
+
+killed and started again, it goes on from eval/samplers.jsonl"""
+# sampler @ grid; the grid is that of the configuration where none is named
+SAMPLERS = (
+    "ode,euler_maruyama,reverse_diffusion,ancestral_sampling,reverse_diffusion+langevin,"
+    "ddim,ddim@quadratic,heun@edm,dpm_solver_2m@logsnr"
+)
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the adaptive solver, whose evaluations can't be chosen
+SHOWN = 4  # images of a cell of the picture
+
+
+def settings(config, name: str, nfe: float):
+    """The configuration for sampler `name` with `nfe` evaluations, or for the ODE with that tolerance."""
+    sampler, _, grid = name.partition("@")
+    config = copy.deepcopy(config)
+    each = (2 if sampler.startswith("heun") else 1) + config.sampling.n_steps_each * ("+" in sampler)
+    sample.chosen(config, sampler, None if sampler == "ode" else max(round(nfe / each), 1))
+    with config.unlocked():
+        if grid:
+            config.sampling.grid = grid
+        if sampler == "ode":
+            config.sampling.update(rtol=nfe, atol=nfe)
+    experiment.from_config(config)  # says what is unknown
+    return config
+
+
+def point(config, made, params, num: int, seed: int, distance) -> dict:
+    """Evaluations, Fréchet distance (NaN where the sampler diverged) and the first images."""
+    try:
+        images, nfe = sample.draw(config, made, params, num, seed)
+    except ConfigError:
+        return {"nfe": np.nan, "distance": np.nan, "images": np.zeros((SHOWN, *made.image_shape), np.uint8)}
+    return {"nfe": nfe, "distance": distance(images), "images": images[:SHOWN]}
+
+
+def distance_to_data(config, features: str, weights: str | None):
+    """A function from uint8 images to their Fréchet distance from the training images, and the figure's name."""
+    module, levels = quality.EXTRACTORS[features], config.data.num_levels
+    params, _ = quality.weights(module, weights)
+    apply = quality.on_devices(module.Network(module.RESIZING), params)
+
+    def moments(images, label):
+        pixels = quality.to_bytes(images, levels, config.data.dataset)
+        with jax.default_matmul_precision("highest"):
+            found = quality.extract(apply, config.eval.batch_size, pixels, label, [])
+        return found["mean"], found["covariance"]
+
+    reference = functools.cache(lambda: moments(data.load(config, "train"), "features of the training images"))
+    name = "FID" if features == "inception" else f"FD-{features}"
+    return lambda images: quality.frechet(*moments(images, "features of samples"), *reference()), name
+
+
+def show(points: dict, name: str, config, out: Path, title: str):
+    """The table, the curves samplers.png and the images samplers_images.png."""
+    from matplotlib.figure import Figure
+
+    table = rich.table.Table("sampler", *(f"{i}" for i in range(max(map(len, points.values())))), title=title)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for marker, (sampler, found) in zip("os^vDPX*<>" * 9, points.items(), strict=False):
+        table.add_row(sampler, *(f"{p['distance']:.2f} at {p['nfe']:.0f}" for p in found))
+        axes.plot([p["nfe"] for p in found], [p["distance"] for p in found], f"{marker}-", label=sampler)
+    axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", ylabel=name, title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(out / "samplers.png", dpi=130)
+    rich.print(table)
+    rows = [np.concatenate([p["images"] for p in found]) for found in points.values()]
+    width = max(map(len, rows))
+    rows = [np.concatenate([row, np.zeros((width - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
+    report.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
+
+
+def main(argv: list[str] | None = None):
+    parser = cli.parser("sweep", "Fréchet distance of each sampler by evaluations: table, plot and images.", EXAMPLES)
+    parser.add_argument("--num", type=int, default=1000, help="images a point (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
+    parser.add_argument("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
+    parser.add_argument("--nfe", default="10,20,50,100,1000", help="evaluations (default 10,20,50,100,1000)")
+    parser.add_argument("--features", choices=quality.EXTRACTORS, default="inception", help="default inception")
+    parser.add_argument("--weights", metavar="FILE", help="of the features; see score_st.eval")
+    arguments = cli.parse(parser, argv)
+    config, workdir = arguments.config, Path(arguments.workdir)
+    try:
+        counts = [int(n) for n in arguments.nfe.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or arguments.num < quality.LEAST:
+        raise ConfigError(f"--nfe {arguments.nfe} --num {arguments.num}: should be whole numbers, num at least 10")
+    sample.check(config)
+    made = experiment.from_config(config)
+    grids = {s: TOLERANCES if s == "ode" else counts for s in arguments.samplers.split(",")}
+    variants = {(s, nfe): settings(config, s, nfe) for s, values in grids.items() for nfe in values}
+    distance, name = distance_to_data(config, arguments.features, arguments.weights)
+    restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
+    about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    asked = about | {"weights_crc32": ledger.checksum(restored.ema), "sampling": config.sampling.to_dict()}
+    book = ledger.Ledger(workdir / "eval/samplers.jsonl", asked)
+    points = {s: [] for s in grids}
+    for (s, nfe), variant in variants.items():
+        job = lambda variant=variant: point(variant, made, restored.ema, arguments.num, arguments.seed, distance)
+        points[s].append(book((s, nfe), job))
+    numbers = {s: [{k: float(p[k]) for k in ("nfe", "distance")} for p in found] for s, found in points.items()}
+    if book.writes:
+        result = {"figure": name, "samplers": numbers, **asked, **ledger.provenance()}
+        cli.write(workdir / "eval/samplers.json", json.dumps(result, indent=1))
+        show(points, name, config, workdir / "eval", f"{name} of {arguments.num} {config.data.dataset} samples")
+
+
+if __name__ == "__main__":
+    cli.run(main)
