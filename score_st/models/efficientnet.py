@@ -27,9 +27,21 @@ STAGES = (
 )
 
 
-def conv(name: str, x, features: int, size: int, stride: int = 1, groups: int = 1, act=nn.relu6):
-    """A convolution with its folded batch normalisation."""
-    return act(nn.Conv(features, (size, size), stride, feature_group_count=groups, name=name)(x))
+class Depthwise(nn.Module):
+    """A convolution of each channel by itself, as a sum of shifted images: on CPUs five times XLA's grouped one."""
+
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, self.size, 1, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        rows, columns = ((-(-n // self.stride) - 1) * self.stride + 1 for n in x.shape[1:3])
+        pads = (max(a + self.size - 1 - n, 0) for a, n in zip((rows, columns), x.shape[1:3], strict=True))
+        x = jnp.pad(x, ((0, 0), *((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))  # as TensorFlow's SAME
+        shifted = lambda i, j: x[:, i : i + rows : self.stride, j : j + columns : self.stride]
+        return bias + sum(shifted(i, j) * kernel[i, j, 0] for i in range(self.size) for j in range(self.size))
 
 
 class Network(nn.Module):
@@ -42,17 +54,18 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, images):
+        conv = lambda name, x, features, size=1, stride=1: nn.Conv(features, (size, size), stride, name=name)(x)
         x = (resized(images, self.resizing, SIZE) - 127.0) / 128.0
-        x = conv("_conv_stem", x, 32, 3, 2)
+        x = nn.relu6(conv("_conv_stem", x, 32, 3, 2))
         blocks = [(size, s if i == 0 else 1, e, f) for n, size, s, e, f in STAGES for i in range(n)]
         for number, (size, stride, expansion, features) in enumerate(blocks):
-            block, before, width = f"_blocks.{number}.", x, expansion * x.shape[-1]
+            block, before = f"_blocks.{number}.", x
             if expansion > 1:
-                x = conv(block + "_expand_conv", x, width, 1)
-            x = conv(block + "_depthwise_conv", x, width, size, stride, groups=width)
-            x = conv(block + "_project_conv", x, features, 1, act=lambda x: x)
+                x = nn.relu6(conv(block + "_expand_conv", x, expansion * x.shape[-1]))
+            x = nn.relu6(Depthwise(size, stride, name=block + "_depthwise_conv")(x))
+            x = conv(block + "_project_conv", x, features)
             x = x + before if x.shape == before.shape else x
-        return {"features": jnp.mean(conv("_conv_head", x, DIMENSION, 1), (1, 2))}
+        return {"features": jnp.mean(nn.relu6(conv("_conv_head", x, DIMENSION)), (1, 2))}
 
 
 # the batch normalisation after a convolution
