@@ -60,10 +60,10 @@ def frechet(mean1, covariance1, mean2, covariance2) -> float:
     return float(np.sum((mean1 - mean2) ** 2) + np.trace(covariance1) + np.trace(covariance2) - 2 * cross)
 
 
-def kid(samples, reference, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+def kid(samples, reference, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float | None]:
     """Mean and standard deviation over subsets of the unbiased squared MMD with (x·y/D + 1)³ (Bińkowski et al. 2018).
 
-    Subsets are as large as the smaller set where that has fewer than `size`.
+    Subsets are as large as the smaller set where that has fewer than `size`; of one alone there is no deviation.
     """
     size = min(size, len(samples), len(reference))
     rng, found = np.random.default_rng(seed), []
@@ -72,7 +72,7 @@ def kid(samples, reference, subsets: int = 100, size: int = 1000, seed: int = 0)
     for _ in range(subsets if size < max(len(samples), len(reference)) else 1):
         x, y = (a[rng.choice(len(a), size, replace=False)].astype(np.float64) for a in (samples, reference))
         found.append(apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean())
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)) if len(found) > 1 else None
 
 
 def inception_score(logits, splits: int = 10) -> tuple[float, float]:
@@ -245,14 +245,14 @@ def add_options(parser):
 
 def show(result: dict, dimension: int):
     """The figures as a table, and a warning where a Fréchet distance is of few images (Chong and Forsyth 2020)."""
-    table = rich.table.Table("", "value", "std", "features", "resizing", "samples", "reference")
-    shown = lambda value: "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    table = rich.table.Table("", "value", "± std")
     for name, figure in result["figures"].items():
-        table.add_row(name, *map(shown, figure.values()))
-        count = figure["samples"]
-        if name.startswith(("fid", "FD")) and count < 10000:
+        table.add_row(name, *("" if figure[key] is None else f"{figure[key]:.5g}" for key in ("value", "std")))
+        if name.startswith(("fid", "FD")) and (count := figure["samples"]) < 10000:
             singular = f", and their covariance in {dimension} dimensions singular" if count <= dimension else ""
             print(f"warning: {name} of {count} samples, below 10000, is biased upwards{singular}", file=sys.stderr)
+    what = "{features} features, resizing {resizing}, {samples} samples, reference {reference}"
+    print(what.format(**next(iter(result["figures"].values()))))
     rich.print(table)
 
 
