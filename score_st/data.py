@@ -40,7 +40,8 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: can't be read ({error}); should be a file of the original release") from error
     dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else -1  # 8 is the code of bytes
-    shape = np.frombuffer(content[4 : 4 + 4 * max(dims, 0)], ">u4").tolist()
+    sizes = content[4 : 4 + 4 * max(dims, 0)]
+    shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
     if dims < 1 or len(shape) < dims or len(content) != 4 + 4 * dims + math.prod(shape):
         raise ConfigError(f"{path}: is no idx file of bytes, or cut off; should be a file of the original release")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)

@@ -13,7 +13,7 @@ import numpy as np
 import rich.table
 from jax.scipy.special import logsumexp
 
-from score_st import checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, report, state, times
+from score_st import checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, report, state, times
 from score_st.config import ConfigError, choose
 from score_st.sde import expand
 
@@ -23,6 +23,7 @@ EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --step 1000
   python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
       --config.eval.dequantization=truncated_normal --config.eval.importance_samples=20
+  python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --metrics fid,is,kid
 
 started again, it goes on from eval/bpd.jsonl where it has the same settings and the same weights"""
 
@@ -338,9 +339,12 @@ def show(result: dict):
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights on every test image.", EXAMPLES)
+    parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights, or the quality of samples.", EXAMPLES)
     parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
+    quality.add_options(parser)
     arguments = cli.parse(parser, argv)
+    if arguments.metrics:
+        return quality.evaluate(arguments)
     config = arguments.config
     made = experiment.from_config(config)
     from_config(config, made)
