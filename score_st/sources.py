@@ -213,7 +213,7 @@ def own_array(config, split: str) -> np.ndarray:
     path, whole = find(config, ""), False
     if path.is_dir():
         path, whole = find(config, *(alias + end for alias in ALIASES[split] for end in (".npy", ".npz"))), True
-    own = [key for alias in ALIASES[split] for key in (alias, f"x_{alias}", f"X_{alias}")]
+    own = [key for alias in ALIASES[split] for key in (alias, f"x_{alias}")]
     key, images = _read_array(path, [*own, "images", "samples", "arr_0"])
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
