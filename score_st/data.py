@@ -26,6 +26,8 @@ def load(config, split: str) -> np.ndarray | pictures.Encoded:
     """
     data = config.data
     choose(DEQUANTIZATIONS, data.dequantization, "data.dequantization")
+    if data.num_threads < 0:
+        raise ConfigError(f"config.data.num_threads={data.num_threads}: should be 0 or more")
     images = sources.read(config, split)
     images[:1]  # an encoded one may be broken or of another size
     for key, size in (("image_size", images.shape[1]), ("num_channels", images.shape[3])):

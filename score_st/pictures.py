@@ -4,10 +4,13 @@
 results are the same bits; Pillow's own resizing is what torchvision calls.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +27,17 @@ def _keys_cubic(x):
 
 
 KERNELS = {"bilinear": (1, lambda x: np.maximum(1 - x, 0)), "bicubic": (2, _keys_cubic)}  # radius, function
+
+
+@contextlib.contextmanager
+def reading(name):
+    """Turns whatever decoders and readers raise, which is anything, into a ConfigError that begins with `name`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name}: can't be read ({' '.join(str(error).split())})") from error
 
 
 @functools.cache
@@ -43,19 +57,15 @@ def _spans(kernel: str, before: int, after: int):
     return first, weights * (1 / total)
 
 
-def _resize_rows(image, kernel: str, after: int):
-    before = len(image)
-    first, weights = _spans(kernel, before, after)
-    out = np.zeros((after, *image.shape[1:]), np.float32)
-    for tap in range(weights.shape[1]):
-        out += weights[:, tap, None, None] * image[np.minimum(first + tap, before - 1)]
-    return out
-
-
 def resize(image: np.ndarray, size: int, kernel: str) -> np.ndarray:
     """Float32 [size, size, C] of an image [H, W, C], with antialiasing; bicubic overshoots."""
-    rows = _resize_rows(image.astype(np.float32), kernel, size)
-    return np.ascontiguousarray(_resize_rows(rows.swapaxes(0, 1), kernel, size).swapaxes(0, 1))
+    for _ in range(2):  # rows, then columns
+        first, weights = _spans(kernel, len(image), size)
+        out = np.zeros((size, *image.shape[1:]), np.float32)
+        for tap, weight in enumerate(weights.T):
+            out += weight[:, None, None] * image[np.minimum(first + tap, len(image) - 1)]
+        image = out.swapaxes(0, 1)
+    return np.ascontiguousarray(image)
 
 
 def picture(content: bytes, channels: int) -> Image.Image:
@@ -152,12 +162,10 @@ class Encoded:
         """uint8 [H, W, C]; raises ConfigError with the file's name where it is broken, gone or of another size."""
         if self.done[number]:
             return self.kept[number]
-        try:
+        with reading(repr(self.name(number))):
             image = self.decode(self.read(number))
             if image.shape != self.shape[1:]:
                 raise ValueError(f"is {list(image.shape)}; should be {list(self.shape[1:])} as config.data says")
-        except Exception as error:  # a hundred decoders have as many ways to fail
-            raise ConfigError(f"{self.name(number)!r}: can't be read ({' '.join(str(error).split())})") from error
         if len(self.kept):
             self.kept[number] = image
             self.done[number] = True
@@ -171,3 +179,40 @@ class Encoded:
 
     def __array__(self, dtype=None, copy=None):
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def encoded(config, count: int, read: Callable, name: Callable, decode: Callable) -> Encoded:
+    """Images with the size of config.data; they are kept if all of them take no more than data.memory_gb."""
+    size, channels = config.data.image_size, config.data.num_channels
+    if channels not in MODES:
+        raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
+    if not count:
+        raise ConfigError(f"config.data.dir={config.data.dir!r}: no images there")
+    shape = count, size, size, channels
+    kept = np.empty(shape if math.prod(shape) <= config.data.memory_gb * 1e9 else (0, *shape[1:]), np.uint8)
+    return Encoded(shape, read, name, decode, kept, np.zeros(count, bool))
+
+
+def decoder(config, arrange: Callable) -> Callable:
+    """From an encoded file to `arrange(picture, image_size)`."""
+    size, channels = config.data.image_size, config.data.num_channels
+    return lambda content: arrange(picture(content, channels), size)
+
+
+def of_files(config, root: Path, names: list[str], arrange: Callable) -> Encoded:
+    """Images of encoded files."""
+    read = lambda i: (root / names[i]).read_bytes()
+    return encoded(config, len(names), read, lambda i: str(root / names[i]), decoder(config, arrange))
+
+
+def of_parts(config, paths: list[Path], parts: list[tuple], decode: Callable) -> Encoded:
+    """Images of parts (number of the path, offset, size) of files."""
+    parts = np.array(parts, np.int64).reshape(-1, 3)
+
+    def read(i):
+        path, offset, size = parts[i].tolist()
+        with paths[path].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    return encoded(config, len(parts), read, lambda i: f"{paths[parts[i, 0]]}, image {i}", decode)

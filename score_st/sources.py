@@ -9,18 +9,15 @@ import io
 import math
 import os
 import pickle
-import struct
 import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from score_st import pictures
+from score_st import pictures, records
 from score_st.config import ConfigError, choose
+from score_st.pictures import reading
 
 ALIASES = {"train": ("train",), "test": ("test", "valid", "validation", "val")}
 
@@ -31,11 +28,16 @@ def find(config, *names: str, folders: tuple[str, ...] = ("",)) -> Path:
     for path in (place / name for place in places for name in names):
         if path.exists():
             return path
-    what = " or ".join(filter(None, names)) or "such file or folder"
     raise ConfigError(
-        f"config.data.dir={config.data.dir!r}: no {what} there (looked in {', '.join(map(str, places))}); "
-        f"{SOURCES[config.data.dataset][1]}"
+        f"config.data.dir={config.data.dir!r}: no {' or '.join(filter(None, names)) or 'file'} there (looked in "
+        f"{', '.join(map(str, places))}); {SOURCES[config.data.dataset][1]}"
     )
+
+
+def check(path: Path, array: np.ndarray, shape: str, fits: bool):
+    """Raises ConfigError for an array that is not uint8, or does not fit."""
+    if array.dtype != np.uint8 or not fits:
+        raise ConfigError(f"{path}: is {array.dtype}{list(array.shape)}; should be uint8 {shape}")
 
 
 def held_out(count: int, split: str) -> np.ndarray:
@@ -46,56 +48,14 @@ def held_out(count: int, split: str) -> np.ndarray:
     return np.sort(order[:-test] if split == "train" else order[-test:])
 
 
-def stacked(parts: list[np.ndarray], turn: Callable) -> np.ndarray:
-    """`turn` of each of some arrays, joined; empties the list, so that no more than one part is there twice."""
-    out, at = np.empty((sum(map(len, parts)), *turn(parts[0][:1]).shape[1:]), np.uint8), 0
-    while parts:
-        part = turn(parts.pop(0))
+def planes(parts: list[np.ndarray]) -> np.ndarray:
+    """[N, 32, 32, 3] of arrays [n, 3072] that have red, green and blue one after the other; empties the list."""
+    out, at = np.empty((sum(map(len, parts)), 32, 32, 3), np.uint8), 0
+    while parts:  # so that no more than one part is there twice
+        part = parts.pop(0).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         out[at : at + len(part)] = part
         at += len(part)
     return out
-
-
-def planes(rows: np.ndarray) -> np.ndarray:
-    """[N, 32, 32, 3] of rows [N, 3072] that have red, green and blue one after the other."""
-    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-
-
-def encoded(config, count: int, read: Callable, name: Callable, decode: Callable) -> pictures.Encoded:
-    """See `pictures.Encoded`; images are kept if all of them take no more than data.memory_gb."""
-    size, channels = config.data.image_size, config.data.num_channels
-    if channels not in pictures.MODES:
-        raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
-    if not count:
-        raise ConfigError(f"config.data.dir={config.data.dir!r}: no images there")
-    shape = count, size, size, channels
-    kept = np.empty(shape if math.prod(shape) <= config.data.memory_gb * 1e9 else (0, *shape[1:]), np.uint8)
-    return pictures.Encoded(shape, read, name, decode, kept, np.zeros(count, bool))
-
-
-def decoder(config, arrange: Callable) -> Callable:
-    """From an encoded file to `arrange(picture, image_size)`."""
-    size, channels = config.data.image_size, config.data.num_channels
-    return lambda content: arrange(pictures.picture(content, channels), size)
-
-
-def of_files(config, root: Path, names: list[str], arrange: Callable) -> pictures.Encoded:
-    """Images of encoded files."""
-    read = lambda i: (root / names[i]).read_bytes()
-    return encoded(config, len(names), read, lambda i: str(root / names[i]), decoder(config, arrange))
-
-
-def of_parts(config, paths: list[Path], parts: list[tuple], decode: Callable) -> pictures.Encoded:
-    """Images of parts (number of the path, offset, size) of files."""
-    parts = np.array(parts, np.int64).reshape(-1, 3)
-
-    def read(i):
-        path, offset, size = parts[i].tolist()
-        with paths[path].open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    return encoded(config, len(parts), read, lambda i: f"{paths[parts[i, 0]]}, image {i}", decode)
 
 
 # ---- data sets of arrays
@@ -116,11 +76,9 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       ConfigError: it can't be read, or is no whole idx file of bytes.
     """
-    try:
+    with reading(path):
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}: can't be read ({error}); should be a file of the original release") from error
     dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else -1  # 8 is the code of bytes
     sizes = content[4 : 4 + 4 * max(dims, 0)]
     shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
@@ -134,39 +92,35 @@ def fashion_mnist(config, split: str) -> np.ndarray:
     stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
     path = find(config, stem, stem + ".gz", folders=("", "/usr/share/datasets/fashion-mnist"))
     images = read_idx(path)
-    if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise ConfigError(f"{path}: has shape {images.shape}; should be [N, 28, 28]")
+    check(path, images, "[N, 28, 28]", images.ndim == 3 and images.shape[1:] == (28, 28))
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
 
 
 class _Arrays(pickle.Unpickler):
     """Makes containers, numbers, strings and arrays, and calls nothing else that a pickle names."""
 
-    allowed = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "_codecs encode"}
+    arrays = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray"}
 
     def find_class(self, module, name):
-        if f"{module} {name}" not in self.allowed | {"numpy ndarray", "numpy dtype"}:
+        if f"{module} {name}" not in self.arrays | {"numpy dtype", "_codecs encode"}:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which no batch of CIFAR-10 needs")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _cifar_batch(path: Path) -> np.ndarray:
     """Rows [N, 3072] of one of CIFAR-10's files, of the Python or the binary version."""
-    try:
-        content = path.read_bytes()
+    with reading(path):
         if path.suffix == ".bin":
-            return np.frombuffer(content, np.uint8).reshape(-1, 3073)[:, 1:]
-        rows = _Arrays(io.BytesIO(content), encoding="bytes").load()[b"data"]
+            return np.fromfile(path, np.uint8).reshape(-1, 3073)[:, 1:]
+        rows = _Arrays(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
         return rows.reshape(-1, 3072).astype(np.uint8, casting="no")
-    except Exception as error:  # a broken pickle may raise anything
-        raise ConfigError(f"{path}: is no batch of CIFAR-10, or a broken one ({error})") from error
 
 
 def cifar10(config, split: str) -> np.ndarray:
     """CIFAR-10 (Krizhevsky 2009), the Python or the binary version: 50,000 and 10,000 images, 32x32x3."""
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     folders = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
-    return stacked([_cifar_batch(find(config, name, name + ".bin", folders=folders)) for name in names], planes)
+    return planes([_cifar_batch(find(config, name, name + ".bin", folders=folders)) for name in names])
 
 
 def svhn(config, split: str) -> np.ndarray:
@@ -174,38 +128,33 @@ def svhn(config, split: str) -> np.ndarray:
     import scipy.io
 
     path = find(config, f"{split}_32x32.mat")
-    try:
+    with reading(path):
         images = scipy.io.loadmat(path, variable_names=["X"])["X"]
-    except Exception as error:  # the reader of MATLAB's format raises what it meets
-        raise ConfigError(f"{path}: is no MATLAB file with X, or a broken one ({error})") from error
-    if images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
-        raise ConfigError(f"{path}: X is {images.dtype}{list(images.shape)}; should be uint8 [32, 32, 3, N]")
+    check(path, images, "[32, 32, 3, N]", images.ndim == 4 and images.shape[:3] == (32, 32, 3))
     return np.ascontiguousarray(np.moveaxis(images, 3, 0))
 
 
-def _read_array(path: Path, keys: list[str]) -> tuple[str, np.ndarray]:
+def read_array(path: Path, keys: list[str]) -> tuple[str, np.ndarray]:
     """The first of `keys` that an npz file has, or "" for an npy file, and the array; pickled objects are refused."""
-    try:
+    with reading(path):
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         names = getattr(loaded, "files", None)
         if names is None:
             return "", loaded
-        if key := next((key for key in keys if key in names), ""):
-            return key, loaded[key]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path}: can't be read as arrays without pickled objects ({error})") from error
-    raise ConfigError(f"{path}: has {', '.join(names) or 'nothing'}; should have one of {', '.join(keys)}")
+        key = next((key for key in keys if key in names), None)
+        if key is None:
+            raise ValueError(f"has {', '.join(names) or 'nothing'}; should have one of {', '.join(keys)}")
+        return key, loaded[key]
 
 
 def imagenet32_resized(config, split: str) -> np.ndarray:
     """ImageNet 32x32 of Chrabaszcz et al. (2017): 1,281,167 and 50,000 images, not those of IMAGENET32's figures."""
     names = [f"train_data_batch_{i}.npz" for i in range(1, 11)] if split == "train" else ["val_data.npz"]
     paths = [find(config, name, folders=("", "Imagenet32_train_npz", "Imagenet32_val_npz")) for name in names]
-    parts = [_read_array(path, ["data"])[1] for path in paths]
+    parts = [read_array(path, ["data"])[1] for path in paths]
     for path, part in zip(paths, parts, strict=True):
-        if part.dtype != np.uint8 or part.shape[1:] != (3072,):
-            raise ConfigError(f"{path}: data is {part.dtype}{list(part.shape)}; should be uint8 [N, 3072]")
-    return stacked(parts, planes)
+        check(path, part, "[N, 3072]", part.shape[1:] == (3072,))
+    return planes(parts)
 
 
 def own_array(config, split: str) -> np.ndarray:
@@ -214,10 +163,9 @@ def own_array(config, split: str) -> np.ndarray:
     if path.is_dir():
         path, whole = find(config, *(alias + end for alias in ALIASES[split] for end in (".npy", ".npz"))), True
     own = [key for alias in ALIASES[split] for key in (alias, f"x_{alias}")]
-    key, images = _read_array(path, [*own, "images", "samples", "arr_0"])
+    key, images = read_array(path, [*own, "images", "samples", "arr_0"])
     images = images[..., None] if images.ndim == 3 else images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
-        raise ConfigError(f"{path}: is {images.dtype}{list(images.shape)}; should be uint8 [N, H, W] or [N, H, W, C]")
+    check(path, images, "[N, H, W] or [N, H, W, C]", images.ndim == 4 and images.shape[3] in (1, 3) and len(images))
     return images if whole or key in own else images[held_out(len(images), split)]
 
 
@@ -229,7 +177,11 @@ def photos(config, split: str) -> np.ndarray:
     import sklearn.datasets
 
     root = Path(config.data.dir or Path(sklearn.datasets.__file__).parent / "images")
-    size, test, whole = config.data.image_size, split == "test", decoder(config, lambda image, _: np.asarray(image))
+    size, test, whole = (
+        config.data.image_size,
+        split == "test",
+        pictures.decoder(config, lambda image, _: np.asarray(image)),
+    )
     pixels = [whole((root / name).read_bytes()) for name in image_files(root)]
     parts = [np.split(a.reshape(*a.shape[:2], -1), [a.shape[1] * 4 // 5], axis=1)[test] for a in pixels]
     parts = [part for part in parts if min(part.shape[:2]) >= size]
@@ -264,18 +216,17 @@ def folder(config, split: str) -> pictures.Encoded:
     root = find(config, *ALIASES[split]) if own else root
     names = image_files(root)
     chosen = range(len(names)) if own or not names else held_out(len(names), split)
-    return of_files(config, root, [names[i] for i in chosen], pictures.fit)
+    return pictures.of_files(config, root, [names[i] for i in chosen], pictures.fit)
 
 
 def celeba(config, split: str) -> pictures.Encoded:
     """CelebA (Liu et al. 2015), aligned: 162,770 and 19,962 images, cropped to 140x140 and resized."""
     lists = find(config, "list_eval_partition.txt", folders=("", "Eval", "celeba"))
     root = find(config, "img_align_celeba", folders=("", "Img", "celeba"))
-    rows = [line.split() for line in lists.read_text().splitlines() if line.strip()]
-    if any(len(row) != 2 for row in rows):
-        raise ConfigError(f"{lists}: should have a file's name and 0, 1 or 2 on each line")
-    names = [name for name, part in rows if part == ("0" if split == "train" else "2")]
-    return of_files(config, root, names, pictures.celeba)
+    with reading(lists):
+        rows = [line.split() for line in lists.read_text().splitlines() if line.strip()]
+        names = [name for name, part in rows if part == ("0" if split == "train" else "2")]
+    return pictures.of_files(config, root, names, pictures.celeba)
 
 
 def imagenet32(config, split: str) -> pictures.Encoded:
@@ -283,15 +234,12 @@ def imagenet32(config, split: str) -> pictures.Encoded:
     stem = "train_32x32" if split == "train" else "valid_32x32"
     path, parts = find(config, stem, stem + ".tar", folders=("", "small", "IMAGENET32/small")), []
     if path.is_dir():
-        return of_files(config, path, image_files(path), pictures.fit)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while member := tar.next():
-                parts += [(0, member.offset_data, member.size)] if member.isfile() else []
-                tar.members = []  # a million of them are gigabytes
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path}: is no tar file, or a broken one ({error})") from error
-    return of_parts(config, [path], parts, decoder(config, pictures.fit))
+        return pictures.of_files(config, path, image_files(path), pictures.fit)
+    with reading(path), tarfile.open(path, "r:") as tar:
+        while member := tar.next():
+            parts += [(0, member.offset_data, member.size)] if member.isfile() else []
+            tar.members = []  # a million of them are gigabytes
+    return pictures.of_parts(config, [path], parts, pictures.decoder(config, pictures.fit))
 
 
 def stl10(config, split: str) -> pictures.Encoded:
@@ -305,91 +253,39 @@ def stl10(config, split: str) -> pictures.Encoded:
         pixels = np.frombuffer(content, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # columns come first
         return np.asarray(Image.fromarray(pixels).resize((size, size), Image.BILINEAR))
 
-    return of_parts(config, paths, parts, decode)
+    return pictures.of_parts(config, paths, parts, decode)
 
 
 def lsun(config, split: str) -> pictures.Encoded:
     """LSUN (Yu et al. 2015), data.category: central squares, resized by the official bicubic filter."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ConfigError("config.data.dataset=LSUN: needs the package lmdb: pip install 'score_st[lsun]'") from error
+    import lmdb
+
     path = find(config, f"{config.data.category}_{'train' if split == 'train' else 'val'}_lmdb", folders=("", "lsun"))
-    try:
+    with reading(path):
         base = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         with base.begin() as transaction:
             keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
-    except lmdb.Error as error:
-        raise ConfigError(f"{path}: is no LMDB, or a broken one ({error})") from error
 
     def read(i):
         with base.begin() as transaction:
             return transaction.get(bytes(keys[i]))
 
-    return encoded(config, len(keys), read, lambda i: f"{path}, {keys[i].decode()}", decoder(config, pictures.lsun))
-
-
-def _masked_crc(content: bytes) -> int:
-    """CRC-32C as TFRecords have it, turned and shifted."""
-    import google_crc32c
-
-    crc = google_crc32c.value(content)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _varint(stream: io.BytesIO) -> int:
-    value = shift = 0
-    while byte := stream.read(1):
-        value |= (byte[0] & 127) << shift
-        shift += 7
-        if byte[0] < 128:
-            return value
-    raise EOFError("cut off")
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protocol buffer message."""
-    stream = io.BytesIO(message)
-    while stream.tell() < len(message):
-        number, wire = divmod(_varint(stream), 8)
-        yield number, _varint(stream) if wire == 0 else stream.read({1: 8, 5: 4}.get(wire) or _varint(stream))
-
-
-def example(content: bytes) -> dict[str, list[int | bytes]]:
-    """The features of a tf.train.Example; lists of numbers may be bytes, one number behind the other."""
-    entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
-    values = lambda feature: [value for _, found in _fields(feature) for _, value in _fields(found)]
-    return {entry[1].decode(): values(entry[2]) for entry in entries}
+    name, decode = lambda i: f"{path}, {keys[i].decode()}", pictures.decoder(config, pictures.lsun)
+    return pictures.encoded(config, len(keys), read, name, decode)
 
 
 def tfrecords(config, split: str) -> pictures.Encoded:
     """CelebA-HQ and FFHQ as Progressive GAN's TFRecords, data.tfrecords_path; both splits are officially all of it."""
-    path, parts = find(config, config.data.tfrecords_path), []
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        while header := file.read(12):
-            at = file.tell()
-            if len(header) < 12 or header[8:] != struct.pack("<I", _masked_crc(header[:8])):
-                raise ConfigError(f"{path}: is no TFRecord file, or broken at byte {at - len(header)}")
-            parts.append((0, at, struct.unpack("<Q", header[:8])[0] + 4))
-            if file.seek(at + parts[-1][2]) > end:
-                raise ConfigError(f"{path}: is cut off in record {len(parts) - 1}")
+    path = find(config, config.data.tfrecords_path)
+    with reading(path):
+        parts = [(0, offset, size) for offset, size in records.index(path)]
 
     def decode(content):
-        if content[-4:] != struct.pack("<I", _masked_crc(content[:-4])):
-            raise ValueError("its checksum is wrong")
-        values = example(content[:-4])
-        numbers = values["shape"] if isinstance(values["shape"][0], int) else _packed(values["shape"][0])
-        return np.frombuffer(values["data"][0], np.uint8).reshape(numbers).transpose(1, 2, 0)
+        values = records.example(records.checked(content))
+        planes = np.frombuffer(values["data"][0], np.uint8).reshape(records.numbers(values["shape"]))
+        return planes.transpose(1, 2, 0)
 
-    return of_parts(config, [path], parts, decode)
-
-
-def _packed(content: bytes) -> list[int]:
-    stream, numbers = io.BytesIO(content), []
-    while stream.tell() < len(content):
-        numbers.append(_varint(stream))
-    return numbers
+    return pictures.of_parts(config, [path], parts, decode)
 
 
 def array_record(config, split: str) -> pictures.Encoded:
@@ -403,17 +299,16 @@ def array_record(config, split: str) -> pictures.Encoded:
     files = sorted(root.rglob("*.array_record*")) if root.is_dir() else [root]
     of = {s: [f for f in files if any(f"-{alias}." in f"-{f.name}" for alias in ALIASES[s])] for s in ALIASES}
     own = bool(of["train"] and of["test"])
-    try:
+    with reading(root):
         source = ArrayRecordDataSource([str(file) for file in (of[split] if own else files)])
-        numbers = np.arange(len(source)) if own else held_out(len(source), split)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"config.data.dir={config.data.dir!r}: no ArrayRecord files there ({error})") from error
+        chosen = np.arange(len(source)) if own else held_out(len(source), split)
 
     def read(i):
-        record = source[int(numbers[i])]
-        return example(record)["image"][0] if record[:1] == b"\n" else record  # an example's first byte
+        record = source[int(chosen[i])]
+        return records.example(record)["image"][0] if record[:1] == b"\n" else record  # an example's first byte
 
-    return encoded(config, len(numbers), read, lambda i: f"{root}, record {numbers[i]}", decoder(config, pictures.fit))
+    name, decode = lambda i: f"{root}, record {chosen[i]}", pictures.decoder(config, pictures.fit)
+    return pictures.encoded(config, len(chosen), read, name, decode)
 
 
 SOURCES = {  # what reads them, and where their files are to be had
@@ -470,5 +365,8 @@ def read(config, split: str) -> np.ndarray | pictures.Encoded:
     function, _ = choose(SOURCES, config.data.dataset, "data.dataset")
     try:
         return function(config, split)
+    except ImportError as error:
+        package = error.name.replace("_", "-")
+        raise ConfigError(f"config.data.dataset={config.data.dataset}: needs pip install {package}") from error
     except OSError as error:
         raise ConfigError(f"config.data.dir={config.data.dir!r}: can't be read ({error})") from error
