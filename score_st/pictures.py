@@ -34,7 +34,7 @@ def reading(name):
     """Turns whatever decoders and readers raise, which is anything, into a ConfigError that begins with `name`."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, ImportError):
         raise
     except Exception as error:
         raise ConfigError(f"{name}: can't be read ({' '.join(str(error).split())})") from error

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import tarfile
 
 import numpy as np
@@ -436,3 +437,11 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, name):
         data.load(made, "train")
     message = str(error.value)
     assert str(tmp_path / "none") in message and sources.SOURCES[name][1] in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name, package", [("LSUN", "lmdb"), ("FFHQ", "google-crc32c")])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    (tmp_path / "x.tfrecords").write_bytes(b"123456789012")
+    with pytest.raises(config.ConfigError, match=f"config.data.dataset={name}: needs pip install {package}"):
+        data.load(settings(name, tmp_path, tfrecords_path="x.tfrecords", category="bedroom"), "train")
