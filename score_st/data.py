@@ -29,7 +29,6 @@ def load(config, split: str) -> np.ndarray | pictures.Encoded:
     if data.num_threads < 0:
         raise ConfigError(f"config.data.num_threads={data.num_threads}: should be 0 or more")
     images = sources.read(config, split)
-    images[:1]  # an encoded one may be broken or of another size
     for key, size in (("image_size", images.shape[1]), ("num_channels", images.shape[3])):
         if data[key] != size:
             raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")

@@ -4,6 +4,7 @@
 Every function raises ConfigError where its files are missing or are not what they should be.
 """
 
+import functools
 import gzip
 import io
 import math
@@ -216,7 +217,8 @@ def folder(config, split: str) -> pictures.Encoded:
     root = find(config, *ALIASES[split]) if own else root
     names = image_files(root)
     chosen = range(len(names)) if own or not names else held_out(len(names), split)
-    return pictures.of_files(config, root, [names[i] for i in chosen], pictures.fit)
+    decode = pictures.decoder(config, pictures.fit)
+    return pictures.of_files(config, root, [names[i] for i in chosen], decode)
 
 
 def celeba(config, split: str) -> pictures.Encoded:
@@ -226,20 +228,22 @@ def celeba(config, split: str) -> pictures.Encoded:
     with reading(lists):
         rows = [line.split() for line in lists.read_text().splitlines() if line.strip()]
         names = [name for name, part in rows if part == ("0" if split == "train" else "2")]
-    return pictures.of_files(config, root, names, pictures.celeba)
+    decode = pictures.decoder(config, pictures.celeba, pictures.as_tensorflow)
+    return pictures.of_files(config, root, names, decode)
 
 
 def imagenet32(config, split: str) -> pictures.Encoded:
     """ImageNet 32x32 of van den Oord et al. (2016), the official one: 1,281,149 and 49,999 PNG files, or their tar."""
     stem = "train_32x32" if split == "train" else "valid_32x32"
     path, parts = find(config, stem, stem + ".tar", folders=("", "small", "IMAGENET32/small")), []
+    decode = pictures.decoder(config, pictures.fit)
     if path.is_dir():
-        return pictures.of_files(config, path, image_files(path), pictures.fit)
+        return pictures.of_files(config, path, image_files(path), decode)
     with reading(path), tarfile.open(path, "r:") as tar:
         while member := tar.next():
             parts += [(0, member.offset_data, member.size)] if member.isfile() else []
             tar.members = []  # a million of them are gigabytes
-    return pictures.of_parts(config, [path], parts, pictures.decoder(config, pictures.fit))
+    return pictures.of_parts(config, [path], parts, decode)
 
 
 def stl10(config, split: str) -> pictures.Encoded:
@@ -256,13 +260,18 @@ def stl10(config, split: str) -> pictures.Encoded:
     return pictures.of_parts(config, paths, parts, decode)
 
 
-def lsun(config, split: str) -> pictures.Encoded:
-    """LSUN (Yu et al. 2015), data.category: central squares, resized by the official bicubic filter."""
+@functools.cache  # a process may not open one twice
+def _lmdb(path: Path):
     import lmdb
 
+    return lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+
+
+def lsun(config, split: str) -> pictures.Encoded:
+    """LSUN (Yu et al. 2015), data.category: central squares, resized by the official bicubic filter."""
     path = find(config, f"{config.data.category}_{'train' if split == 'train' else 'val'}_lmdb", folders=("", "lsun"))
     with reading(path):
-        base = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        base = _lmdb(path.resolve())
         with base.begin() as transaction:
             keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
 
@@ -270,8 +279,8 @@ def lsun(config, split: str) -> pictures.Encoded:
         with base.begin() as transaction:
             return transaction.get(bytes(keys[i]))
 
-    name, decode = lambda i: f"{path}, {keys[i].decode()}", pictures.decoder(config, pictures.lsun)
-    return pictures.encoded(config, len(keys), read, name, decode)
+    decode = pictures.decoder(config, pictures.lsun, pictures.as_tensorflow)
+    return pictures.encoded(config, len(keys), read, lambda i: f"{path}, {keys[i].decode()}", decode)
 
 
 def tfrecords(config, split: str) -> pictures.Encoded:
@@ -357,14 +366,12 @@ SOURCES = {  # what reads them, and where their files are to be had
 
 
 def read(config, split: str) -> np.ndarray | pictures.Encoded:
-    """The images of data.dataset.
-
-    Raises:
-      ConfigError: an unknown one, or its files are missing or not what they should be.
-    """
+    """The images of data.dataset; raises ConfigError for an unknown one, or files that are missing or damaged."""
     function, _ = choose(SOURCES, config.data.dataset, "data.dataset")
     try:
-        return function(config, split)
+        images = function(config, split)
+        images[:1]  # an encoded one may be broken or of another size
+        return images
     except ImportError as error:
         package = error.name.replace("_", "-")
         raise ConfigError(f"config.data.dataset={config.data.dataset}: needs pip install {package}") from error
