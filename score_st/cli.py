@@ -14,7 +14,7 @@ from score_st.config import ConfigError, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
 FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
-FREE += ("data.dir", "data.tfrecords_path", "data.memory_gb", "data.num_threads")
+FREE += ("data.memory_gb", "data.num_threads")
 # keys that say what the weights of a checkpoint mean
 MEANING = (
     "model.",
