@@ -141,13 +141,13 @@ def measured(metrics: list[str], suffix: str, samples: dict, reference: dict) ->
     found, (fd, mmd) = {}, ("FD", "KID") if suffix else ("fid", "kid")
     if "fid" in metrics:
         found[fd] = frechet(*(side[name] for side in (samples, reference) for name in ("mean", "covariance"))), None
-    if "is" in metrics:
-        found["is"] = inception_score(samples["logits"])
     if "kid" in metrics:
         found[mmd] = kid(samples["features"], reference["features"])
     if "precision_recall" in metrics:
         pair = precision_recall(samples["features"], reference["features"])
         found["precision"], found["recall"] = ((value, None) for value in pair)
+    if "is" in metrics:
+        found["is"] = inception_score(samples["logits"])
     return {name + suffix: value for name, value in found.items()}
 
 

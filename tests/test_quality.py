@@ -295,7 +295,7 @@ def test_command_with_inception(workdir, weights, network, monkeypatch, capsys):
     np.savez(workdir / "fid.npz", mu=mean + 0.1, sigma=covariance)
     more = ["--config.eval.batch_size=8", "--reference"]
     figures = run(workdir, "fid,is,kid,precision_recall", *more, workdir / "stats.npz")["figures"]
-    assert list(figures) == ["fid", "is", "kid", "precision", "recall"]
+    assert list(figures) == ["fid", "kid", "precision", "recall", "is"]
     assert [figures[name]["samples"] for name in figures] == [24] * 5 and figures["is"]["reference"] is None
     assert figures["fid"]["reference"].endswith("stats.npz (24 images)") and figures["fid"]["resizing"] == "tf1"
     assert abs(figures["fid"]["value"]) < 1e-9 * np.trace(covariance) and figures["precision"]["value"] == 1

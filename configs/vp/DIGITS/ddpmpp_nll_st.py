@@ -16,9 +16,9 @@ def get_config():
     config.training.update(
         sde="vpsde", st=True, k=1.0, reduce_mean=True, likelihood_weighting=False, unbounded_parametrization=True
     )
-    config.training.update(n_iters=3400, batch_size=32, tau_groups=8)
+    config.training.update(n_iters=3600, batch_size=32, tau_groups=8)
     config.training.update(
-        log_freq=100, eval_freq=100, snapshot_freq=3400, snapshot_freq_for_preemption=500, snapshot_sampling=True
+        log_freq=100, eval_freq=100, snapshot_freq=3600, snapshot_freq_for_preemption=500, snapshot_sampling=True
     )
     config.data.update(
         dataset="DIGITS",
