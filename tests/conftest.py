@@ -1,19 +1,28 @@
-"""Eight CPU devices, exact matmuls, and a compilation cache shared by the workers."""
+"""Eight CPU devices, and a compilation cache shared by the workers and the processes that tests start."""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a worker has it from pytest
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_st_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 @pytest.fixture(scope="session")
 def reference():
     """Loads a file of numbers that the official PyTorch code printed."""
     return lambda name: np.load(FIXTURES / f"{name}.npz")
+
+
+def pytest_sessionfinish():
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
