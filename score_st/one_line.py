@@ -1,0 +1,25 @@
+"""Run by `distributed`: copies stdin to stderr, but for what JAX says as it aborts: many lines, of which one is left."""
+
+import re
+import sys
+
+
+def summary(text: str) -> str:
+    """The line for what the coordination service has said, or `text` itself if it was not its last word."""
+    if "Terminating process" not in text:
+        return text
+    names = re.search(r"stopped sending heartbeats\):\s*([\d, \n]+)", text)
+    if not names and "Failed to send RPC" not in text:
+        return f"error: {' '.join(text.split())[:1000]}\n"
+    who = ", ".join(names[1].replace(",", " ").split()) if names else "0"
+    return f"error: process {who} died or can't be reached; started again, the job goes on from what was saved\n"
+
+
+if __name__ == "__main__":
+    held = ""
+    for line in sys.stdin:
+        if held or re.match(r"[EF]\d{4} .* (coordination_service\w*\.cc|client\.h):", line):
+            held += line
+        else:
+            print(line, end="", file=sys.stderr, flush=True)
+    print(summary(held), end="", file=sys.stderr)
