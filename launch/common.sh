@@ -1,5 +1,5 @@
 # What the launchers share; sourced.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
 # Exit codes of the commands after which the same command goes on: another process died or did not come (75), the
@@ -54,4 +54,26 @@ whole() {
 # need COMMAND WHERE: exits with 2 unless there is such a command
 need() {
   [[ $DRY_RUN ]] || command -v "$1" >/dev/null || die 2 "no $1 on this machine; $2"
+}
+
+# attempt TRANSIENT COMMAND...: its output into $out, and the last line of its errors into $said; tries again, five
+# times in all, while the errors match TRANSIENT or tell of a lost connection. Under --dry-run prints the command.
+out="" said=""
+attempt() {
+  local transient="$1|timed out|Unable to connect|UNAVAILABLE|onnection (reset|refused|closed)" try code errors
+  shift
+  out="" said=""
+  if [[ $DRY_RUN ]]; then quoted "$@"; return; fi
+  errors=$(mktemp)
+  for try in 1 2 3 4 5; do
+    code=0
+    out=$("$@" 2>"$errors") || code=$?
+    said=$(grep -v '^[[:space:]]*$' "$errors" | grep -E 'rror|ERROR' | head -n 1 || true)
+    [[ $said ]] || said=$(tail -n 1 "$errors")
+    if ((!code || try == 5)) || ! grep -Eq "$transient" "$errors"; then break; fi
+    note "$1: ${said}; trying again"
+    sleep "${RETRY_SECONDS:-10}"
+  done
+  rm -f "$errors"
+  return "$code"
 }

@@ -69,7 +69,7 @@ def start(settings: dict):
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True).stdin as pipe:
         os.dup2(pipe.fileno(), 2)
     if index:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # process 0 alone prints
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # process 0 alone prints
     jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM where nobody asks it
     alive = {"heartbeat_timeout_seconds": setting("HEARTBEAT", "30"), "shutdown_timeout_seconds": 600}
     jax.distributed.initialize(address, count, index, devices, "deactivate", initialization_timeout=60, **alive)
