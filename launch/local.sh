@@ -49,7 +49,7 @@ all() {
   local coordinator=localhost:$1 i pid first=0 code left pids=()
   shift
   for ((i = 0; i < processes; i++)); do
-    local line=(env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices"
+    local line=(env JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
       "SCORE_ST_COORDINATOR=$coordinator" "SCORE_ST_PROCESSES=$processes" "SCORE_ST_PROCESS=$i" "$@")
     if [[ $DRY_RUN ]]; then quoted "${line[@]}"; continue; fi
     "${line[@]}" &
@@ -59,7 +59,7 @@ all() {
   left=${#pids[@]}
   while ((left)); do
     code=0
-    wait -n -p pid "${pids[@]}" || code=$?
+    wait -n -p pid "${pids[@]}" 2>/dev/null || code=$? # without bash's notice of a signal
     [[ ${pid-} ]] || continue # a signal of ours
     for i in "${!pids[@]}"; do
       [[ ${pids[i]} == "$pid" ]] || continue

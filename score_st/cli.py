@@ -87,12 +87,8 @@ def run(main: Callable[[], None]):
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
         main()
-    except (ConfigError, distributed.Lost) as error:
-        distributed.leave(2 if isinstance(error, ConfigError) else distributed.GONE, f"error: {error}")
-    except SystemExit as stop:
-        if not isinstance(stop.code, str):
-            raise
-        distributed.leave(1, stop.code)
+    except ConfigError as error:
+        distributed.leave(2, f"error: {error}")
     except KeyboardInterrupt:
         distributed.leave(130, "")
     except Exception as error:

@@ -1,18 +1,16 @@
-"""Run by `distributed`: copies stdin to stderr, but for what JAX says as it aborts: many lines, of which one is left."""
+"""Run by `distributed`: copies stdin to stderr, and what JAX says as it aborts, many lines, as one."""
 
 import re
 import sys
 
 
 def summary(text: str) -> str:
-    """The line for what the coordination service has said, or `text` itself if it was not its last word."""
-    if "Terminating process" not in text:
-        return text
+    """The line for what the coordination service has said, or `text` itself where the program went on."""
     names = re.search(r"stopped sending heartbeats\):\s*([\d, \n]+)", text)
-    if not names and "Failed to send RPC" not in text:
-        return f"error: {' '.join(text.split())[:1000]}\n"
-    who = ", ".join(names[1].replace(",", " ").split()) if names else "0"
-    return f"error: process {who} died or can't be reached; started again, the job goes on from what was saved\n"
+    if "Terminating process" in text and (names or "Failed to send RPC" in text):
+        who = ", ".join(names[1].replace(",", " ").split()) if names else "0"
+        return f"error: process {who} died or can't be reached; started again, the job goes on from what was saved\n"
+    return text
 
 
 if __name__ == "__main__":

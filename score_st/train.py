@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_st import checkpoints, cli, data, distributed, experiment, losses, sample, state
+from score_st import checkpoints, cli, data, experiment, losses, sample, state
 from score_st import eval as evaluation
 from score_st.config import ConfigError
+from score_st.preemption import STOPPED, Preemption
 
 EXAMPLES = """\
   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -144,11 +145,11 @@ class Log:
 
         self.clock, self.stop = cli.Clock(start, stop), stop
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
-        if not self.writes:
-            return
         # after a kill, lines past the checkpoint are written again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        if not self.writes:
+            return
         cli.write(self.path, "".join(line + "\n" for line in kept))
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
 
@@ -205,7 +206,7 @@ def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) ->
     done = workdir / "snapshot"
     if start and due(start) and not (done.exists() and done.read_text() == str(start)):
         snapshot(config, workdir, made, current, images["test"], log)
-    preemption = distributed.Preemption(start)
+    preemption = Preemption(start)
     for step, batch in enumerate(streams["train"].batches(start, stop), start + 1):
         current, metrics = step_fn(current, put(batch), key)
         recent.append(metrics)
@@ -223,7 +224,7 @@ def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) ->
         if stopped:
             manager.wait_until_finished()
             print(f"step {step}/{stop}  saved and stopped, as SIGTERM asked", flush=True)
-            sys.exit(distributed.STOPPED)
+            sys.exit(STOPPED)
         if due(step):
             manager.wait_until_finished()
             preemption.listen(False)  # what a snapshot has, it finds again
