@@ -70,6 +70,7 @@ attempt() {
     out=$("$@" 2>"$errors") || code=$?
     said=$(grep -v '^[[:space:]]*$' "$errors" | grep -E 'rror|ERROR' | head -n 1 || true)
     [[ $said ]] || said=$(tail -n 1 "$errors")
+    [[ $said ]] || said="$1 ended with exit code $code"
     if ((!code || try == 5)) || ! grep -Eq "$transient" "$errors"; then break; fi
     note "$1: ${said}; trying again"
     sleep "${RETRY_SECONDS:-10}"

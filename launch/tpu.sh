@@ -152,7 +152,7 @@ case $action in
     goes_on "$@"
     ;;
   logs) on "$worker" "tail -n 100 -F score_st/run.log" || die 1 "no output of worker $worker" ;;
-  stop) attempt "" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
+  stop) attempt "$BUSY" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
     "kill -TERM \$(cat score_st/run.pid)" || die 1 "stop: $said" ;;
   delete) give_back ;;
 esac

@@ -342,7 +342,7 @@ case "$*" in
   *describe*)
     [[ $state == NONE ]] && { echo "ERROR: (gcloud...) NOT_FOUND: Resource not found" >&2; exit 1; }
     echo "$state"
-    [[ $state == WAITING_FOR_RESOURCES ]] && echo ACTIVE >state ;;
+    [[ $state != WAITING_FOR_RESOURCES ]] || echo ACTIVE >state ;;
   *queued-resources\ delete*) rm -f state ;;
   *tpu-vm\ scp*) cp "${5}" "${6#*:}" ;;
   *pip*) mkdir -p score_st ;;
@@ -363,7 +363,7 @@ def test_tpu_goes_on_after_preemption(stage):
     done = stage("tpu.sh", "all", *TPU, "--", "sh", "-c", 'echo "it\'s done" >>seen; exit 0')
     assert done.returncode == 0, done.stderr
     assert (stage.folder / "score_st/seen").read_text() == "it's done\n"
-    kinds = [line.split()[4] for line in stage.told("gcloud") if "queued-resources" in line]
+    kinds = [line.split()[3] for line in stage.told("gcloud") if "queued-resources" in line]
     assert kinds.count("create") == 2 and kinds.count("delete") == 1
     assert "pod was preempted (SUSPENDED)" in done.stderr
     code = stage("tpu.sh", "run", *TPU, "--", "sh", "-c", "exit 7")
