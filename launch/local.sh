@@ -60,7 +60,10 @@ all() {
   while ((left)); do
     code=0
     wait -n -p pid "${pids[@]}" 2>/dev/null || code=$? # without bash's notice of a signal
-    [[ ${pid-} ]] || continue # a signal of ours
+    if [[ ! ${pid-} ]]; then # a signal of ours
+      ((code != 127)) || break
+      continue
+    fi
     for i in "${!pids[@]}"; do
       [[ ${pids[i]} == "$pid" ]] || continue
       unset "pids[i]"
