@@ -174,6 +174,14 @@ def test_sigterm_ends_all_with_the_code_of_preemption(environment):
     assert ended(launcher) == (143, "")
 
 
+def test_slurm_is_found(environment):
+    job = dict(SLURM_JOB_ID=str(port()), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2")
+    job |= dict(PYTHONPATH=str(ROOT), FAIL="1")
+    tasks = [dict(SLURM_PROCID=i, SLURM_LOCALID=i) for i in "01"]
+    found = [ended(p) for p in [start(environment | job | task, sys.executable, "-c", WORKER) for task in tasks]]
+    assert found == [(2, "error: wrong\n"), (2, "")]
+
+
 def test_the_launcher_stops_the_others_when_one_is_killed(environment):
     launcher = start(environment | dict(PYTHONPATH=str(ROOT)), LAUNCH / "local.sh", "--", sys.executable, "-c", WORKER)
     running(launcher)
