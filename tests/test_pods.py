@@ -225,6 +225,13 @@ def test_one_process_starts_nothing(monkeypatch):
     distributed.start({})
 
 
+def test_no_command_touches_a_device_when_imported():
+    names = ", ".join(f"score_st.{name}" for name in ("train", "eval", "sample", "edit", "sweep", "convert", "report"))
+    code = f"import {names}; from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout == "False\n", ran.stderr
+
+
 SCRIPTS = ["local.sh", "slurm.sh", "tpu.sh", "gke.sh"]
 
 
