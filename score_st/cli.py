@@ -16,6 +16,7 @@ from score_st.config import ConfigError, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
 FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
+FREE += ("data.memory_gb", "data.num_threads")
 # keys that say what the weights of a checkpoint mean
 MEANING = (
     "model.",
@@ -30,6 +31,8 @@ MEANING = (
     "training.eta",
 )
 
+WORKDIR = "where checkpoints, logs and results are"
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line and exit code 2."""
@@ -38,8 +41,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parser(command: str, description: str, examples: str, codes: str = "") -> Parser:
-    """With --config, --workdir and the note on --config.KEY=VALUE; `codes` are exit codes besides 0 and 2."""
+def parser(command: str, description: str, examples: str, codes: str = "", workdir: str | None = None) -> Parser:
+    """With --config, --workdir and the note on --config.KEY=VALUE.
+
+    Args:
+      codes: exit codes besides 0 and 2.
+      workdir: the default; without one, --workdir is required.
+    """
     made = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
@@ -49,7 +57,7 @@ def parser(command: str, description: str, examples: str, codes: str = "") -> Pa
         allow_abbrev=False,
     )
     made.add_argument("--config", required=True, metavar="FILE", help="a configuration, see configs/")
-    made.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, logs and results are")
+    made.add_argument("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
     made.add_argument(
         "--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0"
     )

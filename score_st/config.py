@@ -95,7 +95,9 @@ def default() -> ConfigDict:
     config.data = ConfigDict(
         dict(
             dataset="CIFAR10",
-            dir="",  # ours: where the files are looked for
+            dir="",  # ours: where the files are looked for (README, Data)
+            memory_gb=4.0,  # ours: decoded images of a split are kept if they take no more
+            num_threads=2,  # ours: that read ahead; the batches are the same for any number
             image_size=32,
             num_channels=3,
             num_levels=256,  # ours: pixel values are 0 ... num_levels - 1

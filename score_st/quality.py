@@ -195,11 +195,12 @@ def read(path: str | Path, levels: int) -> dict[str, np.ndarray]:
 
 def to_bytes(images: np.ndarray, levels: int, where) -> np.ndarray:
     """Images from 0 ... levels - 1 to 0 ... 255, or a ConfigError that names `where`."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise ConfigError(f"{where}: images are {images.dtype}{list(images.shape)}; should be uint8 [N, H, W, 1 or 3]")
     if images.max() >= levels:
         raise ConfigError(f"{where}: has values up to {images.max()}; should be below config.data.num_levels={levels}")
-    return np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)[images]
+    table = np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)
+    return images if levels == 256 else table[images]  # encoded ones stay so
 
 
 def sampled(workdir: Path, given: str | None, levels: int) -> tuple[Path, np.ndarray]:

@@ -198,10 +198,9 @@ def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) ->
     start, stop = int(current.step), training.n_iters
     log, recent = Log(workdir, start, stop), []
     put = functools.partial(jax.make_array_from_process_local_data, shared)
-    streams = {
-        split: data.Stream(array, training.batch_size, config.seed, jax.process_index(), jax.process_count())
-        for split, array in images.items()
-    }
+    processes, threads = (jax.process_index(), jax.process_count()), config.data.num_threads
+    stream = lambda array: data.Stream(array, training.batch_size, config.seed, *processes, threads)
+    streams = {split: stream(array) for split, array in images.items()}
     due = lambda step: step == stop or step % training.snapshot_freq == 0
     done = workdir / "snapshot"
     if start and due(start) and not (done.exists() and done.read_text() == str(start)):

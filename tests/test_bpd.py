@@ -107,7 +107,7 @@ def test_official_nll():
     x, (probe, z, z_rec) = x[:1], (draws[key][:1] for key in ("eps_hutch", "z_pert", "z_rec"))
     eps = jnp.full(1, diffusion.eps)
     mean, std = diffusion.marginal(x, eps)
-    solver = ode.Solver(3e-5, 3e-5, method=diffrax.Bosh3())
+    solver = ode.Solver(7e-5, 7e-5, method=diffrax.Bosh3())
     run = jax.jit(lambda x: likelihood.nll(function, exp.sde, x, probe[:, None], solver))
     result = run(mean + expand(std, x) * z)
     nats = result.total + losses.reconstruction(function, diffusion, x, eps, z_rec)

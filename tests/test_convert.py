@@ -25,7 +25,19 @@ import numpy as np
 import pytest
 from official import FIXTURES, OfficialVP, nhwc
 
-from score_st import checkpoints, cli, config, convert, experiment, sample, score, torch_file, torch_layout, train
+from score_st import (
+    checkpoints,
+    cli,
+    config,
+    convert,
+    experiment,
+    sample,
+    score,
+    state,
+    torch_file,
+    torch_layout,
+    train,
+)
 from score_st.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -458,8 +470,10 @@ def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "new/checkpoints/3").is_dir()
 
 
-def test_other_commands_take_a_converted_checkpoint_up(tmp_path):
+def test_other_commands_take_a_converted_checkpoint_up(tmp_path, monkeypatch):
     """A network for digits as a .pth, converted, sampled from, and trained on."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))  # each device compiles for itself
+    monkeypatch.setattr(state, "mesh", lambda: mesh)
     digits, workdir = ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py", tmp_path / "run"
     settings = flags(data__image_size=8, model__ch_mult=(1,), model__attention=False, training__n_iters=9)
     settings += ["--config.eval.enable_bpd=False", "--config.training.snapshot_sampling=False"]

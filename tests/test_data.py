@@ -1,12 +1,15 @@
-"""Images from files of the original formats."""
+"""Fashion-MNIST's files, the stream of batches, and the command that looks at a data set."""
 
 import gzip
+import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from score_st import config, data
+from score_st import config, data, prepare, sources
 
 
 def idx(images: np.ndarray) -> bytes:
@@ -38,7 +41,7 @@ def test_fashion_mnist_in_a_black_frame(fashion, tmp_path, pack):
 def test_a_damaged_file_is_named(fashion, tmp_path):
     fashion.data.dir = str(tmp_path / "none")
     with pytest.raises(config.ConfigError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):
-        data.fashion_mnist(fashion, "train")
+        sources.fashion_mnist(fashion, "train")
     whole, path = idx(np.zeros((2, 28, 28), np.uint8)), tmp_path / "train-images-idx3-ubyte"
     packed = gzip.compress(whole)
     cases = [b"", whole[:3], whole[:10], whole[:-1], whole + b"\0", b"\0\0\x0d" + whole[3:], packed[:20], packed[:-9]]
@@ -46,7 +49,88 @@ def test_a_damaged_file_is_named(fashion, tmp_path):
     for content in cases:
         path.write_bytes(content)
         with pytest.raises(config.ConfigError, match=r"train-images-idx3-ubyte: (is no idx|can't be read)"):
-            data.fashion_mnist(fashion, "train")
+            sources.fashion_mnist(fashion, "train")
     path.write_bytes(idx(np.zeros((2, 14, 14), np.uint8)))
-    with pytest.raises(config.ConfigError, match=r"shape \(2, 14, 14\); should be \[N, 28, 28\]"):
-        data.fashion_mnist(fashion, "train")
+    with pytest.raises(config.ConfigError, match=r"is uint8\[2, 14, 14\]; should be uint8 \[N, 28, 28\]"):
+        sources.fashion_mnist(fashion, "train")
+
+
+# ---- the stream
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("count", [24, 25])
+def test_every_example_once_an_epoch(parts, count):
+    """For 1, 2 and 3 processes, also where an epoch ends within a batch: 12 epochs in other orders."""
+    images, batch = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), 6
+    streams = [data.Stream(images, batch, 7, part, parts) for part in range(parts)]
+    steps = 12 * count // batch
+    seen = np.concatenate([stream.batch(step).ravel() for step in range(steps) for stream in streams])
+    epochs = seen.reshape(12, count)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(count), (12, count)))
+    assert len({tuple(epoch) for epoch in epochs}) == 12
+    np.testing.assert_array_equal(
+        seen, np.concatenate([data.Stream(images, batch, 7).batch(i).ravel() for i in range(steps)])
+    )
+
+
+def test_resumed_with_other_threads():
+    """The stream from step 37 is the same for 0, 1, 2 and 5 threads, and as part of the whole."""
+    images = np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    whole = np.stack(list(data.Stream(images, 8, 3, threads=2).batches(0, 60)))
+    for threads in (0, 1, 2, 5):
+        rest = list(data.Stream(images, 8, 3, threads=threads).batches(37, 60))
+        np.testing.assert_array_equal(np.stack(rest), whole[37:])
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """A configuration of a folder of 20 noisy PNG files to train and 4 to test, 8x8."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
+    for i, image in enumerate(noise):
+        path = tmp_path / "photographs" / ("train" if i < 20 else "test") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    text = "from score_st.config import default\n\n\ndef get_config():\n    config = default()\n"
+    text += f"    config.data.update(dataset='FOLDER', dir={str(tmp_path / 'photographs')!r}, image_size=8)\n"
+    text += "    config.training.batch_size = 8\n    return config\n"
+    (tmp_path / "mine.py").write_text(text)
+    return tmp_path
+
+
+def test_a_file_removed_during_training_is_an_error_of_one_line(pictured):
+    made = config.load(pictured / "mine.py", {"data.memory_gb": "0"})
+    stream = data.Stream(data.load(made, "train"), 8, 0)
+    batches = stream.batches(0, 10**6)
+    next(batches)
+    for path in (pictured / "photographs/train").iterdir():
+        path.unlink()
+    with pytest.raises(config.ConfigError, match=r"\d\d.png': can't be read \(.*No such file") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+
+
+# ---- the command
+
+
+def test_looking_at_a_data_set(pictured, capsys):
+    argv = ["--config", str(pictured / "mine.py"), "--workdir", str(pictured / "out")]
+    prepare.main(argv)
+    found = json.loads((pictured / "out/data_FOLDER.json").read_text())
+    images = np.asarray(data.load(config.load(pictured / "mine.py"), "train"))
+    assert (found["train"]["count"], found["test"]["count"], found["train"]["shape"]) == (20, 4, [8, 8, 3])
+    np.testing.assert_allclose(found["train"]["mean"], images.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(found["train"]["std"], images.std((0, 1, 2)), atol=1e-4)
+    assert found["train"]["max"] == images.max() and found["train"]["repeated"] == 0
+    assert found["train"]["crc32"] == f"{zlib.crc32(images.tobytes()):08x}" and found["images_per_second"] > 0
+    assert Image.open(pictured / "out/data_FOLDER.png").size[0] > 400
+    assert "train: count 20, shape [8, 8, 3]" in capsys.readouterr().out
+
+
+def test_broken_files_are_counted(pictured):
+    for i in (3, 5):
+        (pictured / f"photographs/train/{i:02d}.png").write_bytes(b"broken")
+    argv = ["--config", str(pictured / "mine.py"), "--workdir", str(pictured / "out")]
+    with pytest.raises(config.ConfigError, match="2 of 20 images of train are broken: .*03.png.*05.png"):
+        prepare.main(argv)
+    assert not (pictured / "out").exists()

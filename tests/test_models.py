@@ -143,13 +143,19 @@ def option_network(options):
     return c, models.from_config(c)
 
 
+def drawn(network, x, label):
+    """Parameters at random, without compiling an initialisation."""
+    shapes, rng = jax.eval_shape(network.init, jax.random.key(0), x, label)["params"], np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) / max(a.size, 9) ** 0.25, a.dtype), shapes)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
 def test_every_option_takes_part(options):
     """Every parameter but the fixed frequencies gets a gradient, and the output depends on the label if it should."""
     c, network = option_network(options)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     label = jnp.array([2.0, 300.0])
-    params = jax.jit(network.init)(jax.random.key(0), x, label)["params"]
+    params = drawn(network, x, label)
     function = lambda p, label: jnp.mean(jnp.sin(network.apply({"params": p}, x, label)))
     run = jax.jit(jax.value_and_grad(function))
     (output, gradient), (moved, _) = run(params, label), run(params, label * 1.1)
@@ -170,8 +176,8 @@ def test_scale_by_sigma():
     ):
         networks = [option_network(options | dict(scale_by_sigma=flag))[1] for flag in (False, True)]
         x, label = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([2.0, 0.5])
-        params = networks[0].init(jax.random.key(0), x, label)
-        plain, scaled = (network.apply(params, x, label) for network in networks)
+        params = {"params": drawn(networks[0], x, label)}
+        plain, scaled = (jax.jit(network.apply)(params, x, label) for network in networks)
         np.testing.assert_allclose(scaled, plain / np.reshape(divisor, (2, 1, 1, 1)), rtol=1e-5)
 
 
