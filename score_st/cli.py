@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import absl.logging
+import jax
 
+from score_st import distributed
 from score_st.config import ConfigError, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
@@ -49,7 +51,8 @@ def parser(command: str, description: str, examples: str, codes: str = "", workd
     made = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
-        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, {codes}2 not possible as asked (nothing was written)",
+        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, {codes}2 not possible as asked (nothing was written), "
+        "75 or 134 another process died or did not come, 143 SIGTERM: after these three, the same command goes on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -62,10 +65,10 @@ def parser(command: str, description: str, examples: str, codes: str = "", workd
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
-    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE.
+    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
 
     Raises:
-      ConfigError: see `config.load`.
+      ConfigError: see `config.load` and `distributed.start`.
     """
     overrides, rest = {}, []
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -82,19 +85,24 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
         overrides[key] = value
     arguments = parser.parse_args(rest)
     arguments.config = load(arguments.config, overrides)
+    options = {f"--{key}": value for key, value in vars(arguments).items() if key != "config"}
+    distributed.start(flatten(arguments.config) | options)
     return arguments
 
 
 def run(main: Callable[[], None]):
-    """Runs a command; a ConfigError becomes one line on stderr and exit code 2."""
+    """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
         main()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        distributed.leave(2, f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        distributed.leave(130, "")
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        distributed.broken(error)
 
 
 def claim(workdir: str | Path, config) -> Path:
@@ -107,7 +115,8 @@ def claim(workdir: str | Path, config) -> Path:
     check_same(workdir, config, lambda key: not key.startswith(FREE))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / "config.json", to_json(config))
+        if jax.process_index() == 0:
+            write(workdir / "config.json", to_json(config))
     except OSError as error:
         raise ConfigError(
             f"--workdir {workdir}: can't be written ({error.strerror}); name a folder that can"

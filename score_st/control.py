@@ -6,13 +6,14 @@ a corrector brings the rest into agreement with it. A predictor alone leaves a b
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_st.sampling import Project
 from score_st.score import Score
 from score_st.sde import SDE, expand
 
 # orthonormal; the first row is the grey value of an RGB pixel times √3
-GREY_FIRST = jnp.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / jnp.sqrt(jnp.array([3.0, 2, 6]))[:, None]
+GREY_FIRST = np.float32([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt(np.float32([3, 2, 6]))[:, None]
 
 
 def replace(sde: SDE, images, mask, basis=None) -> Project:

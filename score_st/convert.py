@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None):
     current = checkpoints.open_for_reading(arguments.workdir, config, made, arguments.step)
     if golden:
         verify(config, made, current, golden, arguments.tol)
-    if arguments.to:
+    if arguments.to and jax.process_index() == 0:
         try:
             torch_file.write(arguments.to, state_to_torch(current, config))
         except OSError as error:

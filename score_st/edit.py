@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None):
         rows = complete(config, made, params, x, arguments.seed, task == "colourise")
     out = arguments.out or Path(arguments.workdir) / f"edit/{task}.png"
     pixels = np.asarray(made.scaler.inverse(rows))
-    report.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
+    if jax.process_index() == 0:
+        report.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
     print(f"wrote {out}: {len(pixels)} rows")
 
 

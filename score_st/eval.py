@@ -289,9 +289,10 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
     """
     section, evaluation = config.eval, from_config(config, made)
     name = evaluation.experiment.scaler.dequantization
-    if name == "none":
+    first = jax.process_index() == 0
+    if name == "none" and first:
         print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
-    if section.lambda_:
+    if section.lambda_ and first:
         print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
     asked = {"config": config.to_dict(), "step": step, **ledger.provenance()}
     with jax.default_matmul_precision("highest"):
@@ -311,7 +312,7 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
         "truncation_time": made.sde.eps,
     }
     result = figures | about | asked
-    if jax.process_index() == 0:
+    if first:
         cli.write(workdir / "eval/bpd.json", json.dumps(result, indent=1))
         cli.write(workdir / "eval/loss_by_time.json", json.dumps(curve))
         report.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")

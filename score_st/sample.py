@@ -77,7 +77,8 @@ def draw(config, made: experiment.Experiment, params, num: int, seed: int) -> tu
 def picture(config, made: experiment.Experiment, params, path: Path, num: int = 64):
     """A picture of `num` samples."""
     images, _ = draw(config, made, params, num, config.seed)
-    report.grid(images, config.data.num_levels, path)
+    if jax.process_index() == 0:
+        report.grid(images, config.data.num_levels, path)
 
 
 def check(config):
@@ -102,7 +103,8 @@ def claim(out: Path, settings: dict):
                 raise ConfigError(f"--out {out}: holds samples of {', '.join(different[:3])}; name another folder")
         elif list(out.glob("*.npz")):
             raise ConfigError(f"--out {out}: holds .npz files that are not of this command; name another folder")
-        cli.write(about, json.dumps({"settings": settings}, indent=1))
+        if jax.process_index() == 0:
+            cli.write(about, json.dumps({"settings": settings}, indent=1))
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -201,9 +203,13 @@ def main(argv: list[str] | None = None):
     began = time.perf_counter()
     nfe = shards(config, generator(config, made, arguments.seed), restored.ema, arguments.num, out)
     seconds = time.perf_counter() - began
-    report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
+    few = None
     if arguments.trajectory:
         few = next(batches(config, generator(config, made, arguments.seed, FRAMES), restored.ema, 0, 16))
+    if jax.process_index() > 0:
+        return
+    report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
+    if few:
         report.animation(few["frames"][: arguments.num].swapaxes(0, 1), config.data.num_levels, out / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
     cli.write(out / "samples.json", json.dumps(about | ledger.provenance(), indent=1))

@@ -15,6 +15,7 @@ import optax
 from score_st import checkpoints, cli, data, experiment, losses, sample, state
 from score_st import eval as evaluation
 from score_st.config import ConfigError
+from score_st.preemption import STOPPED, Preemption
 
 EXAMPLES = """\
   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -137,20 +138,24 @@ def recipe_from_config(config, shards: int) -> Recipe:
 
 
 class Log:
-    """`metrics.jsonl`, TensorBoard events and lines on the terminal."""
+    """`metrics.jsonl`, TensorBoard events and lines on the terminal, of process 0."""
 
     def __init__(self, workdir: Path, start: int, stop: int):
         import tensorboardX
 
         self.clock, self.stop = cli.Clock(start, stop), stop
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, lines past the checkpoint are written again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        if not self.writes:
+            return
         cli.write(self.path, "".join(line + "\n" for line in kept))
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
 
     def __call__(self, step: int, **values):
+        if not self.writes:
+            return
         values = {key: float(value) for key, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -176,6 +181,8 @@ def check_finite(step: int, loss):
 def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) -> state.TrainState:
     """Trains from the newest checkpoint, or from the start, to config.training.n_iters updates.
 
+    SIGTERM saves, and ends the program with exit code 143.
+
     Args:
       images: uint8 [N, H, W, C] of "train" and "test".
     """
@@ -194,6 +201,11 @@ def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) ->
     processes, threads = (jax.process_index(), jax.process_count()), config.data.num_threads
     stream = lambda array: data.Stream(array, training.batch_size, config.seed, *processes, threads)
     streams = {split: stream(array) for split, array in images.items()}
+    due = lambda step: step == stop or step % training.snapshot_freq == 0
+    done = workdir / "snapshot"
+    if start and due(start) and not (done.exists() and done.read_text() == str(start)):
+        snapshot(config, workdir, made, current, images["test"], log)
+    preemption = Preemption(start)
     for step, batch in enumerate(streams["train"].batches(start, stop), start + 1):
         current, metrics = step_fn(current, put(batch), key)
         recent.append(metrics)
@@ -204,12 +216,20 @@ def fit(config, workdir: Path, recipe: Recipe, images: dict[str, np.ndarray]) ->
                 extra["eval_loss"] = float(loss_fn(current.ema, put(streams["test"].batch(step)), key))
             log.train(step, recent, **extra)
             recent = []
-        kept = last or step % training.snapshot_freq == 0
-        if kept or step % training.snapshot_freq_for_preemption == 0:
+        stopped = preemption.reached(step)
+        if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:
             check_finite(step, metrics["loss"])
             checkpoints.save(manager, current)
-        if kept:
+        if stopped:
+            manager.wait_until_finished()
+            print(f"step {step}/{stop}  saved and stopped, as SIGTERM asked", flush=True)
+            sys.exit(STOPPED)
+        if due(step):
+            manager.wait_until_finished()
+            preemption.listen(False)  # what a snapshot has, it finds again
             snapshot(config, workdir, made, current, images["test"], log)
+            preemption.listen()
+    preemption.listen(False)
     manager.wait_until_finished()
     return current
 
@@ -222,6 +242,8 @@ def snapshot(config, workdir: Path, made: experiment.Experiment, current: state.
     if config.eval.enable_bpd:
         result = evaluation.evaluate(config, made, current.ema, step, test_images, workdir)
         log(step, **{name: result[name] for name in evaluation.FIGURES if name in result})
+    if log.writes:
+        cli.write(workdir / "snapshot", str(step))
 
 
 def train(config, workdir: str | Path) -> state.TrainState:

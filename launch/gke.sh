@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Runs a command on a TPU slice of a GKE cluster, a pod a host; Kubernetes starts again what was preempted.
+#
+# launch/gke.sh ACTION --name NAME [options] [-- COMMAND...]
+#
+#   build    makes the image and pushes it     logs     follows the output of host 0
+#   submit   starts COMMAND as a job           status   shows the job and its pods
+#   wait     until the job is done or failed   stop     SIGTERM: all save at the same step; the job is deleted
+#
+#   --name NAME            of the job
+#   --image IMAGE          such as europe-docker.pkg.dev/PROJECT/REPOSITORY/score_st:1 (build, submit)
+#   --jax EXTRA            of the image: tpu or cuda12 (default tpu)
+#   --accelerator NAME     (default tpu-v5-lite-podslice)
+#   --topology AxB         (default 4x4)
+#   --chips N              of a host (default 4); the number of hosts follows
+#   --claim NAME           a ReadWriteMany volume claim, mounted at /work: the workdir's place (default score-st)
+#   --turns N              how often a pod is made again at most (default 100)
+#   --grace SECONDS        between SIGTERM and SIGKILL (default 300; spot nodes give 25)
+#   --namespace NAME
+#   --dry-run              prints the commands, and the job
+#   --help                 prints this
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+readonly BUSY='TooManyRequests|etcdserver|i/o timeout|TLS handshake'
+name="" image="" jax=tpu accelerator=tpu-v5-lite-podslice topology=4x4 chips=4 claim=score-st turns=100 grace=300
+namespace=""
+[[ ${1-} == --help ]] && help
+action=${1-}
+[[ " build submit wait logs status stop " == *" $action "* && $action ]] || die 2 "unknown action '$action'; see --help"
+shift
+while (($#)); do
+  case $1 in
+    --name | --image | --jax | --accelerator | --topology | --chips | --claim | --turns | --grace | --namespace)
+      (($# > 1)) || die 2 "$1: needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift
+      ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help) help ;;
+    --) shift; break ;;
+    *) die 2 "unknown option $1; see --help" ;;
+  esac
+  shift
+done
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+whole --chips "$chips"
+whole --turns "$turns" 0
+whole --grace "$grace"
+[[ $action == build || $name =~ ^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$ ]] ||
+  die 2 "--name '$name': should be lower-case letters, digits and hyphens"
+[[ ($action != build && $action != submit) || $image ]] || die 2 "--image is needed"
+need "$([[ $action == build ]] && echo docker || echo kubectl)" "$action needs it"
+kubectl=(kubectl ${namespace:+--namespace "$namespace"})
+
+# job COMMAND...: the template, filled in
+job() {
+  local hosts=1 side word command=""
+  [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die 2 "--topology $topology: should be like 4x4"
+  for side in ${topology//x/ }; do hosts=$((hosts * side)); done
+  ((hosts % chips == 0)) || die 2 "--topology $topology: $hosts chips can't be shared by hosts of $chips"
+  hosts=$((hosts / chips))
+  for word in "$@"; do
+    word=${word//\\/\\\\}
+    command+=", \"${word//\"/\\\"}\""
+  done
+  local text
+  text=$(<"$root/launch/job.yaml")
+  text=${text//@NAME@/"$name"} text=${text//@IMAGE@/"$image"} text=${text//@HOSTS@/"$hosts"}
+  text=${text//@ACCELERATOR@/"$accelerator"} text=${text//@TOPOLOGY@/"$topology"} text=${text//@CHIPS@/"$chips"}
+  text=${text//@TURNS@/"$turns"} text=${text//@GRACE@/"$grace"} text=${text//@CLAIM@/"$claim"}
+  printf '%s\n' "${text//@COMMAND@/"[${command#, }]"}"
+}
+
+# condition: of the job into $out: Complete, Failed, or nothing yet
+condition() {
+  attempt "$BUSY" "${kubectl[@]}" get job "$name" \
+    "-o=jsonpath={.status.conditions[?(@.status==\"True\")].type}{\" \"}{.status.conditions[0].message}" || die 1 "$said"
+}
+
+case $action in
+  build)
+    attempt "$BUSY" docker build --file "$root/launch/Dockerfile" --build-arg "JAX=$jax" --tag "$image" "$root" ||
+      die 1 "build: $said"
+    attempt "$BUSY" docker push "$image" || die 1 "push: $said"
+    ;;
+  submit)
+    (($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir /work/run"
+    file=$(mktemp)
+    trap 'rm -f "$file"' EXIT
+    job "$@" >"$file"
+    attempt "$BUSY" "${kubectl[@]}" create --filename "$([[ $DRY_RUN ]] && echo - || echo "$file")" || die 1 "$said"
+    [[ ! $DRY_RUN ]] || cat "$file"
+    ;;
+  wait)
+    while true; do
+      condition
+      [[ $DRY_RUN || $out == *Complete* ]] && exit
+      [[ $out == *Failed* ]] && die 1 "$name: ${out}; see launch/gke.sh logs"
+      sleep "${POLL_SECONDS:-30}"
+    done
+    ;;
+  logs) run "${kubectl[@]}" logs --follow --selector \
+    "job-name=$name,batch.kubernetes.io/job-completion-index=0" || die 1 "no output of $name" ;;
+  status) run "${kubectl[@]}" get job,pods --selector "job-name=$name" || die 1 "no status of $name" ;;
+  stop) attempt "$BUSY" "${kubectl[@]}" delete job,service "$name" || die 1 "$said" ;;
+esac

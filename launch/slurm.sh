@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Submits a command to SLURM, one process a GPU; it goes on after preemption and after its time limit.
+#
+# launch/slurm.sh [options] [--] COMMAND...
+#
+#   --nodes N          (default 1)
+#   --gpus N           of each node (default 8)
+#   --time H:MM:SS     limit of one turn (default 24:00:00)
+#   --grace SECONDS    before the limit, to save in (default 300)
+#   --turns N          how often it is queued again at most (default 100)
+#   --name NAME        (default score_st)
+#   --partition NAME, --account NAME
+#   --log FILE         (default slurm-%j.log)
+#   --setup COMMAND    run first on the first node, such as 'source env/bin/activate'
+#   --dry-run          prints the command and the batch script
+#   --help             prints this
+#
+# The working folder and the workdir should be on a file system that all nodes share. The time limit and preemption
+# send SIGTERM: all processes save at the same step, and the job queues itself again. The same happens after a process
+# or a node died.
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+nodes=1 gpus=8 time=24:00:00 grace=300 turns=100 name=score_st partition="" account="" log=slurm-%j.log setup=:
+while (($#)); do
+  case $1 in
+    --nodes | --gpus | --time | --grace | --turns | --name | --partition | --account | --log | --setup)
+      (($# > 1)) || die 2 "$1: needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift
+      ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help) help ;;
+    --) shift; break ;;
+    -*) die 2 "unknown option $1; see --help" ;;
+    *) break ;;
+  esac
+  shift
+done
+whole --nodes "$nodes"
+whole --gpus "$gpus"
+whole --grace "$grace"
+whole --turns "$turns" 0
+[[ $time =~ ^([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}$ ]] || die 2 "--time $time: should be like 24:00:00"
+(($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir ..."
+need sbatch "this is for a login node of a SLURM cluster"
+
+script=$(
+  cat <<EOF
+#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$gpus
+#SBATCH --gpus-per-node=$gpus
+#SBATCH --time=$time
+#SBATCH --signal=TERM@$grace
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$log
+${partition:+#SBATCH --partition=$partition
+}${account:+#SBATCH --account=$account
+}$setup
+code=0
+srun --kill-on-bad-exit=1 $(quoted "$@") || code=\$?
+case \$code in
+  ${AGAIN[0]}$(printf ' | %s' "${AGAIN[@]:1}"))
+    if ((\${SLURM_RESTART_COUNT:-0} < $turns)); then
+      echo "srun ended with exit code \$code; queued again"
+      scontrol requeue "\$SLURM_JOB_ID" && sleep 60
+    fi
+    ;;
+esac
+exit \$code
+EOF
+)
+if [[ $DRY_RUN ]]; then
+  quoted sbatch --parsable
+  printf '%s\n' "$script"
+  exit 0
+fi
+file=$(mktemp)
+trap 'rm -f "$file"' EXIT
+printf '%s\n' "$script" >"$file"
+attempt 'Unable to contact slurm controller|Resource temporarily unavailable' sbatch --parsable "$file" || die 1 "$said"
+job=${out%%;*}
+echo "job $job: squeue --job $job shows it, scancel $job ends it"

@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Runs a command on all hosts of a TPU VM pod, and goes on after preemption.
+#
+# launch/tpu.sh ACTION --name NAME --zone ZONE [options] [-- COMMAND...]
+#
+#   create   asks for the queued resource      logs     follows the command's output
+#   wait     until it is active                stop     SIGTERM: all hosts save at the same step, and end
+#   setup    copies the package, installs it   delete   gives the resource back
+#   run      runs COMMAND on all hosts to its end; run again after a lost connection, it finds it running
+#   all      create, wait, setup, run; again from the start when the pod was preempted
+#
+#   --name NAME        of the queued resource and its node
+#   --zone ZONE        such as us-west4-a
+#   --type TYPE        (default v5litepod-16)
+#   --runtime VERSION  (default v2-alpha-tpuv5-lite)
+#   --project NAME     (default: that of gcloud)
+#   --spot             cheaper, may be preempted
+#   --setup COMMAND    also run by setup on every host, such as mounting the shared folder of the workdir
+#   --turns N          how often all and run start again at most (default 100)
+#   --worker N         whose output logs follows (default 0, which prints)
+#   --dry-run          prints the commands
+#   --help             prints this
+#
+# The workdir should be in a folder that all hosts share.
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+readonly BUSY='RESOURCE_EXHAUSTED: .*try again|code=503|INTERNAL'
+name="" zone="" type=v5litepod-16 runtime=v2-alpha-tpuv5-lite project="" spot="" setup=: turns=100 worker=0
+[[ ${1-} == --help ]] && help
+action=${1-}
+[[ " create wait setup run all logs stop delete " == *" $action "* && $action ]] || die 2 "unknown action '$action'; see --help"
+shift
+while (($#)); do
+  case $1 in
+    --name | --zone | --type | --runtime | --project | --setup | --turns | --worker)
+      (($# > 1)) || die 2 "$1: needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift
+      ;;
+    --spot) spot=1 ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help) help ;;
+    --) shift; break ;;
+    *) die 2 "unknown option $1; see --help" ;;
+  esac
+  shift
+done
+[[ $name && $zone ]] || die 2 "--name and --zone are needed"
+whole --turns "$turns" 0
+[[ $action != run && $action != all ]] || (($#)) || die 2 "no command; for example -- python -m score_st.train ..."
+need gcloud "see cloud.google.com/sdk"
+where=(--zone "$zone" --quiet)
+[[ $project ]] && where+=(--project "$project")
+
+# on WORKER COMMAND: on one host or all
+on() {
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker "$1" --command "$2"
+}
+
+create() {
+  attempt "$BUSY" gcloud compute tpus queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
+    --runtime-version "$runtime" ${spot:+--spot} "${where[@]}" && return
+  [[ $said == *ALREADY_EXISTS* || $said == *"already exists"* ]] || die 1 "create: $said"
+  note "$name is there already"
+}
+
+# state: of the queued resource, into $out; NOT_FOUND where there is none
+state() {
+  attempt "$BUSY" gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" &&
+    return
+  [[ $said == *NOT_FOUND* || $said == *"not found"* ]] || die 1 "describe: $said"
+  out=NOT_FOUND
+}
+
+# await: until it is active; returns 1 where it never will be
+await() {
+  local last=""
+  while true; do
+    state
+    [[ $DRY_RUN || $out == ACTIVE ]] && return
+    [[ $out == "$last" ]] || note "$name: $out"
+    last=$out
+    case $out in FAILED | SUSPENDING | SUSPENDED | DELETING | NOT_FOUND) return 1 ;; esac
+    sleep "${POLL_SECONDS:-30}"
+  done
+}
+
+install() {
+  local archive=${TMPDIR:-/tmp}/score_st-$name.tar.gz root
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  run tar -czf "$archive" -C "$root" score_st configs setup.py pyproject.toml README.md || die 1 "setup: no archive"
+  attempt "$BUSY|exited with return code \[255\]" gcloud compute tpus tpu-vm scp "$archive" "$name:score_st.tar.gz" \
+    "${where[@]}" --worker all || die 1 "setup: $said"
+  attempt "exited with return code \[255\]" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
+    "mkdir -p score_st && tar -xzf score_st.tar.gz -C score_st && cd score_st && pip install -q 'jax[tpu]' -e . && $setup" ||
+    die 1 "setup: $said"
+}
+
+# turn COMMAND...: starts it on all hosts, or finds it running, and waits; its exit code
+turn() {
+  local start code=0
+  start="cd score_st; if ! kill -0 \$(cat run.pid 2>/dev/null) 2>/dev/null; then rm -f run.exit; nohup sh -c '"
+  start+="$(quoted "$@" | sed "s/'/'\\\\''/g") >>run.log 2>&1 & echo \$! >run.pid; wait \$!; echo \$? >run.exit"
+  start+="' >/dev/null 2>&1 & sleep 1; fi; while [ ! -e run.exit ]; do sleep 2; done"
+  on all "$start" || code=$?
+  [[ $DRY_RUN ]] && return
+  # what ssh returns is a lost connection or a code of its own: the command's is in the file
+  attempt "$BUSY" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker 0 --command "cat score_st/run.exit" ||
+    return 75
+  [[ $out =~ ^[0-9]+$ ]] || return 75
+  return "$out"
+}
+
+# turns COMMAND...: run, or all where the first is "whole"
+goes_on() {
+  local round code
+  for ((round = 0; ; round++)); do
+    code=0
+    turn "$@" || code=$?
+    [[ $DRY_RUN ]] && return
+    if ((code == 0 || round >= turns)) || ! again "$code"; then break; fi
+    state
+    if [[ $out != ACTIVE ]]; then
+      note "$name was preempted ($out)"
+      [[ $action == all ]] || die "$code" "$name is $out; launch/tpu.sh all goes on"
+      give_back
+      create
+      await || die 1 "$name: $out"
+      install
+    fi
+    note "ended with exit code $code; started again"
+  done
+  ((code == 0)) || die "$code" "the command ended with exit code $code; see launch/tpu.sh logs"
+}
+
+give_back() {
+  attempt "$BUSY" gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force && return
+  [[ $said == *NOT_FOUND* || $said == *"not found"* ]] || die 1 "delete: $said"
+  note "$name is not there"
+}
+
+case $action in
+  create) create ;;
+  wait) await || die 1 "$name: $out" ;;
+  setup) install ;;
+  run) goes_on "$@" ;;
+  all)
+    create
+    await || die 1 "$name: $out"
+    install
+    goes_on "$@"
+    ;;
+  logs) on "$worker" "tail -n 100 -F score_st/run.log" || die 1 "no output of worker $worker" ;;
+  stop) attempt "$BUSY" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
+    "kill -TERM \$(cat score_st/run.pid)" || die 1 "stop: $said" ;;
+  delete) give_back ;;
+esac
