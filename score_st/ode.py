@@ -57,7 +57,7 @@ class Solver:
                 args,
                 # proportional and integral: up to half the error of plain control for as many evaluations
                 stepsize_controller=diffrax.PIDController(
-                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.6, norm=error_norm
+                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.4, norm=error_norm
                 ),
                 max_steps=self.max_steps,
                 adjoint=diffrax.ForwardMode(),

@@ -149,7 +149,10 @@ def drawn(network, x, label):
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) / max(a.size, 9) ** 0.25, a.dtype), shapes)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
+CASES = [pytest.param(o, marks=[pytest.mark.slow] * (i % 2), id="-".join(o)) for i, o in enumerate(OPTIONS)]
+
+
+@pytest.mark.parametrize("options", CASES)
 def test_every_option_takes_part(options):
     """Every parameter but the fixed frequencies gets a gradient, and the output depends on the label if it should."""
     c, network = option_network(options)

@@ -93,6 +93,7 @@ def test_one_process_begins_what_two_finish(environment, whole, tmp_path):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_changes_nothing(environment, whole, tmp_path):
     """SIGTERM to one process saves on both, and started again they end bit by bit like the run that none disturbed."""
     launcher = launched(environment, tmp_path / "run", "--restart")
