@@ -55,9 +55,9 @@ class Solver:
                 None,
                 x,
                 args,
-                # proportional and integral: up to half the error of plain control for as many evaluations
+                # proportional and integral: half the error of plain control for as many evaluations
                 stepsize_controller=diffrax.PIDController(
-                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.4, norm=error_norm
+                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.3, norm=error_norm
                 ),
                 max_steps=self.max_steps,
                 adjoint=diffrax.ForwardMode(),
