@@ -23,7 +23,7 @@ note() {
 
 # help: the comment at the head of the script
 help() {
-  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+  sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p}' "$0"
   exit 0
 }
 
