@@ -48,7 +48,7 @@ def x64():
         yield
 
 
-@pytest.mark.parametrize("name", ["a", "c"])
+@pytest.mark.parametrize("name", ["a", pytest.param("c", marks=pytest.mark.slow)])
 def test_official_drift_and_divergence(name, x64):
     """Of the flow in t, at three times, relative to the largest of each time."""
     atol = {"a": 1e-5, "c": 5e-5}[name]  # c embeds log σ as angles up to 400, whose last bit in float32 is 3e-5

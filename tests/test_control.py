@@ -100,7 +100,7 @@ def test_guidance_by_a_classifier_gives_the_score_of_the_class(name):
     np.testing.assert_allclose(ours, exact, rtol=2e-4, atol=2e-4 * float(jnp.abs(exact).max()))
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", ["vp", "rve"])
 def test_encoding_and_decoding_are_inverse(name):
     diffusion, data = SDES[name], Gaussian()
     flow = sampling.ODE(ode.Solver(1e-6, 1e-6), denoise=False)

@@ -150,7 +150,7 @@ def errors(output: str) -> list[str]:
     return [line for line in output.splitlines() if line]
 
 
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_dies_and_the_other_ends_with_one_line(environment, dead):
     both = pair(environment)
     running(both[0])

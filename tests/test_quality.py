@@ -275,6 +275,7 @@ def test_command_with_efficientnet(workdir, capsys):
     assert min(near[2:]) > 0.5 and max(far[2:]) < 0.1, (near, far)
 
 
+@pytest.mark.slow
 def test_command_with_inception(workdir, weights, network, monkeypatch, capsys):
     """Pseudo-random weights from a file with a checksum; score_sde's features, FID's statistics, shards of samples."""
     torch_file.write(workdir / "weights.pth", weights)
