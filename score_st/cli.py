@@ -12,7 +12,7 @@ import absl.logging
 import jax
 
 from score_st import distributed
-from score_st.config import ConfigError, flatten, load, to_json
+from score_st.config import ConfigError, differences, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
 FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
@@ -135,11 +135,8 @@ def check_same(workdir: Path, config, matters: Callable[[str], bool]):
     old = {f"{s}.{k}": v for s, section in made.items() if isinstance(section, dict) for k, v in section.items()}
     old |= {k: v for k, v in made.items() if not isinstance(v, dict)}
     new = json.loads(json.dumps(flatten(config)))
-    differences = [key for key in sorted(new) if matters(key) and key in old and old[key] != new[key]]
-    if differences:
-        shown = ", ".join(f"{key}={old[key]!r} (not {new[key]!r})" for key in differences[:3])
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ConfigError(f"--workdir {workdir}: was made with {shown}{more}; use that, or another workdir")
+    if shown := differences(old, new, [key for key in sorted(new) if matters(key) and key in old]):
+        raise ConfigError(f"--workdir {workdir}: was made with {shown}; use that, or another workdir")
 
 
 def write(path: Path, text: str):

@@ -243,6 +243,12 @@ def _parse(text: str, old):
         return None
 
 
+def differences(old: dict, new: dict, keys) -> str:
+    """Those of `keys` with another value in `new`, as "a=1 (not 2), … and 2 more"; "" where there is none."""
+    found = [f"{key}={old.get(key)!r} (not {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 

@@ -93,6 +93,11 @@ class Scaler:
     centered: bool
     dequantization: str
 
+    @property
+    def centre(self) -> float:
+        """Middle grey."""
+        return 0.0 if self.centered else 0.5
+
     def forward(self, images, u):
         """Float x from uint8 images; u like x is uniform on [0, 1) and used by uniform dequantisation alone."""
         x = images.astype(u.dtype)

@@ -16,7 +16,7 @@ import jax
 from jax._src import clusters, distributed
 
 from score_st import one_line
-from score_st.config import ConfigError
+from score_st.config import ConfigError, differences
 
 GONE = 75  # exit code: another process never came
 
@@ -117,10 +117,8 @@ def join(address: str, count: int, hello: dict, limit: int):
 def difference(first: dict, other: dict) -> str | None:
     """Says which settings differ from those of process 0."""
     a, b = first["settings"], other["settings"]
-    found = [f"{k}={b.get(k)!r} (not {a.get(k)!r})" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    who = f"process {other['process']} on {other['host']}"
-    return f"{who} differs from process 0: {', '.join(found[:3])}{more}" if found else None
+    found = differences(b, a, sorted(a.keys() | b.keys()))
+    return f"process {other['process']} on {other['host']} differs from process 0: {found}" if found else None
 
 
 def leave(code: int, line: str):

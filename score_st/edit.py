@@ -21,7 +21,7 @@ def known(made, x, mask, grey: bool):
     """What is kept of x [B, H, W, C]: the pixels of the mask on middle grey, or the grey values."""
     if grey:
         return jnp.broadcast_to(jnp.mean(x, axis=-1, keepdims=True), x.shape)
-    return jnp.where(mask > 0, x, 0.0 if made.scaler.centered else 0.5)
+    return jnp.where(mask > 0, x, made.scaler.centre)
 
 
 def complete(config, made: experiment.Experiment, params, x, seed: int, grey: bool):

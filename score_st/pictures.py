@@ -21,9 +21,10 @@ MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 
 def _keys_cubic(x):
+    """Keys 1981 with a = -1/2, of distances x >= 0, in their precision."""
     near = ((1.5 * x - 2.5) * x) * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0)).astype(np.float32)
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
 KERNELS = {"bilinear": (1, lambda x: np.maximum(1 - x, 0)), "bicubic": (2, _keys_cubic)}  # radius, function

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st import checkpoints, cli, experiment, ledger, report, sampling, state
-from score_st.config import ConfigError
+from score_st.config import ConfigError, differences
 
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
@@ -36,15 +36,22 @@ def generator(config, made: experiment.Experiment, seed: int, frames: int = 1):
         found = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
         if states:
             alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
-            centre = 0.0 if scaler.centered else 0.5
-            shown = centre + (states[0] - alpha * centre) / jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+            shown = scaler.centre + (states[0] - alpha * scaler.centre) / jnp.sqrt(
+                jnp.square(alpha) + jnp.square(sigma)
+            )
             found["frames"] = scaler.inverse(shown).swapaxes(0, 1)
         return found
 
     return generate
 
 
-def batches(config, generate, params, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def runner(config, params) -> ledger.Runner:
+    """For `batches`: sampling.group images on each device at a time."""
+    group = config.sampling.group
+    return ledger.Runner(params, np.empty(0), state.mesh().size * group, 0, None, group)
+
+
+def batches(run: ledger.Runner, generate, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of images `first` ... `stop` - 1, piece by piece, by all devices.
 
     Image i is always computed with its neighbours of the same sampling.group, by the same program, so that its bits
@@ -53,11 +60,8 @@ def batches(config, generate, params, first: int, stop: int) -> Iterator[dict[st
     Raises:
       ConfigError: an image is not finite.
     """
-    group = config.sampling.group
-    size = state.mesh().size * group
-    run = ledger.Runner(params, np.empty(0), size, 0, None, group)
-    for start in range(first - first % group, stop, size):
-        found = run.batch(generate, [np.arange(start, start + size)])
+    for start in range(first - first % run.group, stop, run.batch_size):
+        found = run.batch(generate, [np.arange(start, start + run.batch_size)])
         kept = slice(max(first - start, 0), stop - start)
         found = {name: array[kept] for name, array in found.items()}
         if lost := int((~found.pop("finite")).sum()):
@@ -70,7 +74,7 @@ def batches(config, generate, params, first: int, stop: int) -> Iterator[dict[st
 
 def draw(config, made: experiment.Experiment, params, num: int, seed: int) -> tuple[np.ndarray, float]:
     """`num` images uint8 [num, H, W, C] and the mean number of evaluations of the network."""
-    found = list(batches(config, generator(config, made, seed), params, 0, num))
+    found = list(batches(runner(config, params), generator(config, made, seed), 0, num))
     return np.concatenate([f["samples"] for f in found]), float(np.concatenate([f["nfe"] for f in found]).mean())
 
 
@@ -98,20 +102,19 @@ def claim(out: Path, settings: dict):
     try:
         if about.exists():
             old = json.loads(about.read_text())["settings"]
-            different = [f"{k}={old.get(k)!r} (not {v!r})" for k, v in settings.items() if old.get(k) != v]
-            if different:
-                raise ConfigError(f"--out {out}: holds samples of {', '.join(different[:3])}; name another folder")
+            if shown := differences(old, settings, settings):
+                raise ConfigError(f"--out {out}: holds samples of {shown}; name another folder")
         elif list(out.glob("*.npz")):
             raise ConfigError(f"--out {out}: holds .npz files that are not of this command; name another folder")
         if jax.process_index() == 0:
             cli.write(about, json.dumps({"settings": settings}, indent=1))
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"--out {out}: can't be used ({error}); name another folder") from error
 
 
-def shards(config, generate, params, num: int, out: Path) -> float:
+def shards(config, run: ledger.Runner, generate, num: int, out: Path) -> float:
     """Writes `num` images to `out` in shards of sampling.batch_size images; what is there is kept.
 
     Returns:
@@ -128,7 +131,7 @@ def shards(config, generate, params, num: int, out: Path) -> float:
                 clock = cli.Clock(stop, num)
                 continue
         found, done = [], first
-        for piece in batches(config, generate, params, first, stop):
+        for piece in batches(run, generate, first, stop):
             found.append(piece)
             done += len(piece["nfe"])
             if done == num or time.monotonic() > printed + 2:
@@ -201,11 +204,12 @@ def main(argv: list[str] | None = None):
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     claim(out, settings)
     began = time.perf_counter()
-    nfe = shards(config, generator(config, made, arguments.seed), restored.ema, arguments.num, out)
+    run = runner(config, restored.ema)
+    nfe = shards(config, run, generator(config, made, arguments.seed), arguments.num, out)
     seconds = time.perf_counter() - began
     few = None
     if arguments.trajectory:
-        few = next(batches(config, generator(config, made, arguments.seed, FRAMES), restored.ema, 0, 16))
+        few = next(batches(run, generator(config, made, arguments.seed, FRAMES), 0, 16))
     if jax.process_index() > 0:
         return
     report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")

@@ -178,11 +178,8 @@ def photos(config, split: str) -> np.ndarray:
     import sklearn.datasets
 
     root = Path(config.data.dir or Path(sklearn.datasets.__file__).parent / "images")
-    size, test, whole = (
-        config.data.image_size,
-        split == "test",
-        pictures.decoder(config, lambda image, _: np.asarray(image)),
-    )
+    size, test = config.data.image_size, split == "test"
+    whole = pictures.decoder(config, lambda image, _: np.asarray(image))
     pixels = [whole((root / name).read_bytes()) for name in image_files(root)]
     parts = [np.split(a.reshape(*a.shape[:2], -1), [a.shape[1] * 4 // 5], axis=1)[test] for a in pixels]
     parts = [part for part in parts if min(part.shape[:2]) >= size]

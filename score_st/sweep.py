@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import rich.table
 
-from score_st import checkpoints, cli, data, experiment, ledger, quality, report, sample
+from score_st import checkpoints, cli, data, experiment, ledger, quality, report, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -39,7 +39,7 @@ def settings(config, name: str, nfe: float):
             config.sampling.grid = grid
         if sampler == "ode":
             config.sampling.update(rtol=nfe, atol=nfe)
-    experiment.from_config(config)  # says what is unknown
+    sampling.from_config(config)  # says what is unknown
     return config
 
 

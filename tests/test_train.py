@@ -239,8 +239,8 @@ def test_devices_change_nothing(digits, tmp_path, monkeypatch):
         if n < 8:  # the adaptive solver takes long to compile, once for each device
             run = ledger.Runner(params, digits[:8], 8, 0, ledger.Ledger(tmp_path / f"{n}.jsonl", {}), group=1)
             results.append(evaluation.total(run("nll", nll)))
-        pieces = [(i, min(i + batch, 18)) for i in range(0, 18, batch)]
-        found = [piece["samples"] for ends in pieces for piece in sample.batches(c, generate, params, *ends)]
+        pieces, drawing = [(i, min(i + batch, 18)) for i in range(0, 18, batch)], sample.runner(c, params)
+        found = [piece["samples"] for ends in pieces for piece in sample.batches(drawing, generate, *ends)]
         samples.append(np.concatenate(found))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(samples, [samples[0]] * 3)

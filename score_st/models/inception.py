@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from score_st.pictures import KERNELS
+
 FILE = "pt_inception-2015-12-05-6726825d.pth"  # the last part is the start of its SHA-256
 RESIZING = "tf1"
 HINT = """get it at github.com/mseitzer/pytorch-fid/releases and name it with --weights or SCORE_ST_INCEPTION; \
@@ -17,21 +19,11 @@ HINT = """get it at github.com/mseitzer/pytorch-fid/releases and name it with --
 SIZE, DIMENSION, CLASSES, EPSILON = 299, 2048, 1008, 1e-3  # the last of all batch normalisation, EfficientNet's too
 
 
-def _triangle(x):
-    return np.maximum(1 - np.abs(x), 0)
-
-
-def _cubic(x):
-    """Keys 1981 with a = -1/2."""
-    x = np.abs(x)
-    return np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
-
-
 # interpolation, are pixels areas, does it widen where the image shrinks, and what is 0 and 1 for Inception
 RESIZINGS = {
-    "tf1": (_triangle, False, False, 128.0, 128.0),  # the graph's own, and torch-fidelity's
-    "pytorch-fid": (_triangle, True, False, 127.5, 127.5),  # F.interpolate, bilinear, without antialiasing
-    "clean": (_cubic, True, True, 128.0, 128.0),  # Pillow's bicubic in floating point (Parmar et al. 2022)
+    "tf1": ("bilinear", False, False, 128.0, 128.0),  # the graph's own, and torch-fidelity's
+    "pytorch-fid": ("bilinear", True, False, 127.5, 127.5),  # F.interpolate, bilinear, without antialiasing
+    "clean": ("bicubic", True, True, 128.0, 128.0),  # Pillow's bicubic in floating point (Parmar et al. 2022)
 }
 
 
@@ -41,9 +33,9 @@ def resize_matrix(name: str, old: int, new: int) -> np.ndarray:
     scale = old / new
     at = (np.arange(new) + 0.5) * scale - 0.5 if areas else np.arange(new) * scale
     width = max(scale, 1.0) if antialias else 1.0
-    if kernel is _triangle:
+    if kernel == "bilinear":
         at = np.clip(at, 0, old - 1)
-    weights = kernel((np.arange(old) - at[:, None]) / width)
+    weights = KERNELS[kernel][1](np.abs(np.arange(old) - at[:, None]) / width)
     return weights / weights.sum(1, keepdims=True)
 
 
