@@ -56,6 +56,38 @@ need() {
   [[ $DRY_RUN ]] || command -v "$1" >/dev/null || die 2 "no $1 on this machine; $2"
 }
 
+# options NAMES FLAGS WORD...: the variable of each option in NAMES becomes its value, of each in FLAGS 1; what comes
+# after --, or with $bare set after the first word that is no option, is left in the array rest
+bare="" rest=()
+options() {
+  local names=" $1 " flags=" $2 "
+  shift 2
+  while (($#)); do
+    case $1 in
+      --dry-run) DRY_RUN=1 ;;
+      --help) help ;;
+      --) shift; break ;;
+      --*)
+        if [[ $names == *" ${1#--} "* ]]; then
+          (($# > 1)) || die 2 "$1: needs a value"
+          printf -v "${1#--}" %s "$2"
+          shift
+        elif [[ $flags == *" ${1#--} "* ]]; then
+          printf -v "${1#--}" 1
+        else
+          die 2 "unknown option $1; see --help"
+        fi
+        ;;
+      *)
+        [[ $bare && $1 != -* ]] || die 2 "unknown option $1; see --help"
+        break
+        ;;
+    esac
+    shift
+  done
+  rest=("$@")
+}
+
 # attempt TRANSIENT COMMAND...: its output into $out, and the last line of its errors into $said; tries again, five
 # times in all, while the errors match TRANSIENT or tell of a lost connection. Under --dry-run prints the command.
 out="" said=""

@@ -29,20 +29,8 @@ namespace=""
 action=${1-}
 [[ " build submit wait logs status stop " == *" $action "* && $action ]] || die 2 "unknown action '$action'; see --help"
 shift
-while (($#)); do
-  case $1 in
-    --name | --image | --jax | --accelerator | --topology | --chips | --claim | --turns | --grace | --namespace)
-      (($# > 1)) || die 2 "$1: needs a value"
-      printf -v "${1#--}" %s "$2"
-      shift
-      ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help) help ;;
-    --) shift; break ;;
-    *) die 2 "unknown option $1; see --help" ;;
-  esac
-  shift
-done
+options "name image jax accelerator topology chips claim turns grace namespace" "" "$@"
+set -- "${rest[@]}"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 whole --chips "$chips"
 whole --turns "$turns" 0

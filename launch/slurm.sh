@@ -22,21 +22,9 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=1 gpus=8 time=24:00:00 grace=300 turns=100 name=score_st partition="" account="" log=slurm-%j.log setup=:
-while (($#)); do
-  case $1 in
-    --nodes | --gpus | --time | --grace | --turns | --name | --partition | --account | --log | --setup)
-      (($# > 1)) || die 2 "$1: needs a value"
-      printf -v "${1#--}" %s "$2"
-      shift
-      ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help) help ;;
-    --) shift; break ;;
-    -*) die 2 "unknown option $1; see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
+bare=1
+options "nodes gpus time grace turns name partition account log setup" "" "$@"
+set -- "${rest[@]}"
 whole --nodes "$nodes"
 whole --gpus "$gpus"
 whole --grace "$grace"

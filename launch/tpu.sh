@@ -31,21 +31,8 @@ name="" zone="" type=v5litepod-16 runtime=v2-alpha-tpuv5-lite project="" spot=""
 action=${1-}
 [[ " create wait setup run all logs stop delete " == *" $action "* && $action ]] || die 2 "unknown action '$action'; see --help"
 shift
-while (($#)); do
-  case $1 in
-    --name | --zone | --type | --runtime | --project | --setup | --turns | --worker)
-      (($# > 1)) || die 2 "$1: needs a value"
-      printf -v "${1#--}" %s "$2"
-      shift
-      ;;
-    --spot) spot=1 ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help) help ;;
-    --) shift; break ;;
-    *) die 2 "unknown option $1; see --help" ;;
-  esac
-  shift
-done
+options "name zone type runtime project setup turns worker" "spot" "$@"
+set -- "${rest[@]}"
 [[ $name && $zone ]] || die 2 "--name and --zone are needed"
 whole --turns "$turns" 0
 [[ $action != run && $action != all ]] || (($#)) || die 2 "no command; for example -- python -m score_st.train ..."
