@@ -78,6 +78,7 @@ def default() -> ConfigDict:
             enable_bpd=False,  # bits/dim at each snapshot
             num_samples=50000,
             residual=True,  # False: only the figures without reconstruction, as in earlier papers
+            from_x0=True,  # ours: also the flow from x_0, as in earlier papers; twice the time
             lambda_=0.0,  # the reverse SDE of the family: 0 is the probability flow (and 1 for NELBO)
             nll_iter=1,  # times that the test set is gone through with new noise
             nelbo_iter=1,  # the same, which is times t an image

@@ -239,7 +239,7 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
     flow = jax.jit(lambda params, images, indices, from_x0, key: plain.nll(params, images, indices, key, from_x0))
     if section.residual:
         measure("nll", flow, section.nll_iter, False)
-    if evaluation.log_mass is None or not section.residual:  # a density at x_0 is no probability
+    if not section.residual or (section.from_x0 and evaluation.log_mass is None):  # a density at x_0 is no probability
         measure("nll_from_x0", flow, section.nll_iter, True)
         for terms in repeats["nll_from_x0"]:
             terms.pop("reconstruction", None)
