@@ -24,8 +24,8 @@ def save(manager: ocp.CheckpointManager, state):
         manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore(manager: ocp.CheckpointManager, abstract, sharding, step: int | None = None):
-    """The state at `step`, by default the newest, laid out by `sharding`; None where there is none.
+def restore(manager: ocp.CheckpointManager, abstract, mesh, step: int | None = None):
+    """The state at `step`, by default the newest, laid out on `mesh`; None where there is none.
 
     Args:
       abstract: a state of ShapeDtypeStructs.
@@ -33,7 +33,8 @@ def restore(manager: ocp.CheckpointManager, abstract, sharding, step: int | None
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
-    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+    place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    target = jax.tree.map(place, abstract, state.shardings(mesh, abstract))
     return manager.restore(step, args=ocp.args.StandardRestore(target))
 
 
@@ -52,4 +53,4 @@ def open_for_reading(workdir: str | Path, config, made, step: int | None = None)
         if not steps or (step is not None and step not in steps):
             there = f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no finished checkpoint yet"
             raise ConfigError(f"--workdir {workdir}: {there}" + ("" if step is None else f", not {step}"))
-        return restore(opened, made.abstract_state, state.replicated(state.mesh()), step)
+        return restore(opened, made.abstract_state, state.mesh(), step)

@@ -43,6 +43,11 @@ def default() -> ConfigDict:
             st=False,  # Soft Truncation
             k=1.0,  # tau ~ tau^-k on [truncation_time, 1]; inf is no soft truncation
             tau_groups=0,  # ours: draws of tau a step: 0 one a device, 1 one a batch, batch_size one an image
+            fsdp=1,  # ours: devices that keep parameters, optimiser and average together, each a share
+            dtype="float32",  # ours: of training's arithmetic, or bfloat16; weights, statistics, loss stay float32
+            reduce_dtype="float32",  # ours: in which gradients are summed across devices, or bfloat16
+            remat="none",  # ours: what the backward pass computes again: none, elementwise or blocks
+            n_jitted_steps=1,  # ours: steps a dispatch
             truncation_time=1e-5,
             unbounded_parametrization=False,
             stabilizing_constant=1e-3,

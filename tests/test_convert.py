@@ -34,6 +34,7 @@ from score_st import (
     sample,
     score,
     state,
+    step,
     torch_file,
     torch_layout,
     train,
@@ -128,23 +129,23 @@ def test_training_goes_on_as_the_official_code_does(monkeypatch):
     exp = experiment.from_config(made)
     exp = dataclasses.replace(exp, sde=OfficialVP(), parametrization=score.from_config(made, OfficialVP()))
     steps = np.load(FIXTURES / "official_steps.npz")
-    recipe = dataclasses.replace(train.recipe_from_config(made, 1), experiment=exp)
-    monkeypatch.setattr(train, "draw", lambda recipe, inputs, key: inputs)
+    recipe = dataclasses.replace(step.from_config(made, state.mesh(devices=jax.devices()[:1])), experiment=exp)
+    monkeypatch.setattr(step, "draw", lambda recipe, inputs, key: inputs)
     current = jax.tree.map(jnp.asarray, converted(torch_file.read(OFFICIAL)))
     x = nhwc(2 * steps["img"] - 1)
 
     @jax.jit
-    def step(current, t, weight, z):  # the official times and Z, which their float32 rounding moves
+    def advance(current, t, weight, z):  # the official times and Z, which their float32 rounding moves
         law = lambda *_: (t, jnp.full(4, weight))
         with_law = dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, sde=OfficialVP(), law=law))
-        return train.train_step(current, (x, jnp.ones(4), t, z, z), jax.random.key(0), recipe=with_law)
+        return step.train_step(current, (x, jnp.ones(4), t, z, z), jax.random.key(0), recipe=with_law)
 
     for i in range(3):
         tau = exp.truncation.quantile(jnp.float32(steps["u_tau"][i]))
         t, z = recipe.loss.law(exp.sde, jnp.full(4, tau), jnp.asarray(steps["u"][i]))
         np.testing.assert_allclose(z, steps["Z"][i], rtol=3e-3)
         np.testing.assert_allclose(exp.sde.logsnr(t), exp.sde.logsnr(jnp.asarray(steps["times"][i])), atol=0.2)
-        current, metrics = step(current, steps["times"][i], steps["Z"][i], nhwc(steps["z"][i]))
+        current, metrics = advance(current, steps["times"][i], steps["Z"][i], nhwc(steps["z"][i]))
         assert float(metrics["loss"]) == pytest.approx(steps["losses"][i].mean(), rel=1e-5)
     start = converted(torch_file.read(OFFICIAL))
     slots = torch_layout.layout(current.params)

@@ -34,13 +34,13 @@ def test_checkpoints_keep_the_newest_and_every_period(tmp_path):
     current = state.create({"w": jnp.arange(8.0)}, optimizer)
     abstract = jax.eval_shape(lambda: current)
     manager = checkpoints.manager(tmp_path, keep_period=4)
-    assert checkpoints.restore(manager, abstract, state.replicated(state.mesh())) is None
+    assert checkpoints.restore(manager, abstract, state.mesh()) is None
     for _ in range(7):
         current = state.update(current, {"w": jnp.ones(8)}, optimizer, 0.9)
         checkpoints.save(manager, current)
     manager.wait_until_finished()
     assert manager.all_steps() == [4, 7]
-    restored = checkpoints.restore(manager, abstract, state.replicated(state.mesh()))
+    restored = checkpoints.restore(manager, abstract, state.mesh())
     jax.tree.map(np.testing.assert_array_equal, restored, current)
     assert restored.params["w"].sharding.num_devices == 8
     manager.close()

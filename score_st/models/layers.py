@@ -4,6 +4,7 @@ Submodules carry the names of the official PyTorch code, so that a checkpoint ma
 arithmetic; parameters, statistics of the normalisation, softmax and time embedding stay in float32.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,22 @@ class GroupNorm(nn.Module):
         x -= group_mean(x)
         x *= scale * jax.lax.rsqrt(group_mean(jnp.square(x)) + 1e-6)
         return (x + bias).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Of x [B, ...], with a mask for each image by its place in the batch: the same on any number of devices."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x):
+        key, first = self.make_rng("dropout"), 0
+        mesh = jax.sharding.get_abstract_mesh()
+        if axes := tuple(axis for axis in mesh.axis_names if axis in mesh.manual_axes):  # x is one device's share
+            first = jax.lax.axis_index(axes) * len(x)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(len(x)))
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0)
 
 
 def group_norm(channels: int, name: str, dtype) -> GroupNorm:
@@ -218,7 +235,7 @@ class ResnetBlock(nn.Module):
         if temb is not None:
             h += dense(self.features, "Dense_0", self.dtype)(self.act(temb))[:, None, None]
         h = self.act(group_norm(self.features, "GroupNorm_1", self.dtype)(h))
-        h = nn.Dropout(self.dropout)(h, deterministic=not train)
+        h = Dropout(self.dropout, name="Dropout_0")(h) if train and self.dropout else h
         h = conv(self.features, 3, "Conv_1", self.dtype, self.init_scale)(h)
         if self.biggan and (channels != self.features or self.resample):
             x = conv(self.features, 1, "Conv_2", self.dtype)(x)

@@ -19,6 +19,14 @@ ACTIVATIONS = {
 }
 
 
+# what the backward pass does not find stored: nothing, all but convolutions and products, or residual blocks
+REMAT = {
+    "none": None,
+    "elementwise": jax.checkpoint_policies.dots_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 class NCSNpp(nn.Module):
     """A U-net with blocks for each of len(ch_mult) resolutions.
 
@@ -54,6 +62,7 @@ class NCSNpp(nn.Module):
     num_scales: int
     centered: bool
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x, label, train: bool = False, log_label=None):
@@ -178,8 +187,10 @@ class _Modules:
         return self.conv(features, init_scale)(self.act(h))
 
     def block(self, features: int, resample: str = ""):
-        net = self.net
-        block = layers.ResnetBlock(
+        net, kind = self.net, layers.ResnetBlock
+        if net.remat != "none":
+            kind = nn.remat(kind, static_argnums=3, policy=REMAT[net.remat])
+        block = kind(
             self.act,
             features,
             net.dropout,
