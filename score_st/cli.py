@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import absl.logging
-import jax
 
-from score_st import distributed
 from score_st.config import ConfigError, differences, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
@@ -67,6 +65,8 @@ def parser(command: str, description: str, examples: str, codes: str = "", workd
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
     """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
 
+    `base` is the file and its configuration as it stands there.
+
     Raises:
       ConfigError: see `config.load` and `distributed.start`.
     """
@@ -84,9 +84,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
             value = argv.pop(0)
         overrides[key] = value
     arguments = parser.parse_args(rest)
-    arguments.config = load(arguments.config, overrides)
+    from score_st import distributed  # and with it JAX, which takes seconds
+
+    file, arguments.config = arguments.config, load(arguments.config, overrides)
     options = {f"--{key}": value for key, value in vars(arguments).items() if key != "config"}
     distributed.start(flatten(arguments.config) | options)
+    arguments.base = {"file": file, "config": load(file).to_dict()}
     return arguments
 
 
@@ -95,28 +98,34 @@ def run(main: Callable[[], None]):
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
         main()
-    except ConfigError as error:
-        distributed.leave(2, f"error: {error}")
-    except KeyboardInterrupt:
-        distributed.leave(130, "")
-    except Exception as error:
-        if not jax.distributed.is_initialized():
+    except (Exception, KeyboardInterrupt) as error:
+        from score_st import distributed
+
+        if isinstance(error, ConfigError):
+            distributed.leave(2, f"error: {error}")
+        elif isinstance(error, KeyboardInterrupt):
+            distributed.leave(130, "")
+        elif not distributed.jax.distributed.is_initialized():
             raise
         distributed.broken(error)
 
 
-def claim(workdir: str | Path, config) -> Path:
-    """The workdir, made if need be, with the configuration in `config.json`.
+def claim(workdir: str | Path, config, base: dict | None = None) -> Path:
+    """The workdir, made if need be, with the configuration in `config.json`, and what `parse` calls base.
 
     Raises:
       ConfigError: it can't be written, or holds a run of another configuration; it is then as it was.
     """
+    import jax
+
     workdir = Path(workdir)
     check_same(workdir, config, lambda key: not key.startswith(FREE))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write(workdir / "config.json", to_json(config))
+            if base:
+                write(workdir / "config_base.json", json.dumps(base, indent=1, sort_keys=True))
     except OSError as error:
         raise ConfigError(
             f"--workdir {workdir}: can't be written ({error.strerror}); name a folder that can"
@@ -132,8 +141,7 @@ def check_same(workdir: Path, config, matters: Callable[[str], bool]):
         return
     except ValueError as error:
         raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); name another folder") from error
-    old = {f"{s}.{k}": v for s, section in made.items() if isinstance(section, dict) for k, v in section.items()}
-    old |= {k: v for k, v in made.items() if not isinstance(v, dict)}
+    old = flatten(made)
     new = json.loads(json.dumps(flatten(config)))
     if shown := differences(old, new, [key for key in sorted(new) if matters(key) and key in old]):
         raise ConfigError(f"--workdir {workdir}: was made with {shown}; use that, or another workdir")

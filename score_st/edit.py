@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import checkpoints, cli, control, data, experiment, report, sample, sampling
+from score_st import checkpoints, cli, control, data, experiment, pictures, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None):
     out = arguments.out or Path(arguments.workdir) / f"edit/{task}.png"
     pixels = np.asarray(made.scaler.inverse(rows))
     if jax.process_index() == 0:
-        report.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
+        pictures.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
     print(f"wrote {out}: {len(pixels)} rows")
 
 

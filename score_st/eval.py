@@ -13,7 +13,7 @@ import numpy as np
 import rich.table
 from jax.scipy.special import logsumexp
 
-from score_st import checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, report, state, times
+from score_st import charts, checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, state, times
 from score_st.config import ConfigError, choose
 from score_st.sde import expand
 
@@ -315,8 +315,8 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
     if first:
         cli.write(workdir / "eval/bpd.json", json.dumps(result, indent=1))
         cli.write(workdir / "eval/loss_by_time.json", json.dumps(curve))
-        report.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
-        report.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
+        charts.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
+        charts.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
         show(result)
     return result
 

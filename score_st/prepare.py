@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.progress
 
-from score_st import cli, data, pictures, report
+from score_st import cli, data, pictures
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None):
     read = sum(map(len, stream.batches(0, max(2, min(50, len(images["train"]) // batch)))))
     result["images_per_second"] = round(read / (time.perf_counter() - began), 1)
     try:
-        report.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
+        pictures.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
         cli.write(out.with_suffix(".json"), json.dumps(result, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import checkpoints, cli, experiment, ledger, report, sampling, state
+from score_st import checkpoints, cli, experiment, ledger, pictures, sampling, state
 from score_st.config import ConfigError, differences
 
 EXAMPLES = """\
@@ -82,7 +82,7 @@ def picture(config, made: experiment.Experiment, params, path: Path, num: int = 
     """A picture of `num` samples."""
     images, _ = draw(config, made, params, num, config.seed)
     if jax.process_index() == 0:
-        report.grid(images, config.data.num_levels, path)
+        pictures.grid(images, config.data.num_levels, path)
 
 
 def check(config):
@@ -212,9 +212,10 @@ def main(argv: list[str] | None = None):
         few = next(batches(run, generator(config, made, arguments.seed, FRAMES), 0, 16))
     if jax.process_index() > 0:
         return
-    report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
+    pictures.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
     if few:
-        report.animation(few["frames"][: arguments.num].swapaxes(0, 1), config.data.num_levels, out / "trajectory.gif")
+        frames = few["frames"][: arguments.num].swapaxes(0, 1)
+        pictures.animation(frames, config.data.num_levels, out / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
     cli.write(out / "samples.json", json.dumps(about | ledger.provenance(), indent=1))
     print(f"wrote {out}: {arguments.num} images, {nfe:.0f} evaluations each")

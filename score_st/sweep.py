@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import rich.table
 
-from score_st import checkpoints, cli, data, experiment, ledger, quality, report, sample, sampling
+from score_st import checkpoints, cli, data, experiment, ledger, pictures, quality, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -87,7 +87,7 @@ def show(points: dict, name: str, config, out: Path, title: str):
     rows = [np.concatenate([p["images"] for p in found]) for found in points.values()]
     width = max(map(len, rows))
     rows = [np.concatenate([row, np.zeros((width - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
-    report.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
+    pictures.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
 
 
 def main(argv: list[str] | None = None):

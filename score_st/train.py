@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_st import checkpoints, cli, data, experiment, losses, sample, state
+from score_st import checkpoints, cli, data, experiment, losses, report, sample, state
 from score_st import eval as evaluation
 from score_st.config import ConfigError
 from score_st.preemption import STOPPED, Preemption
@@ -238,16 +239,23 @@ def snapshot(config, workdir: Path, made: experiment.Experiment, current: state.
     """A picture of samples (training.snapshot_sampling) and bits/dim (eval.enable_bpd) of the average's weights."""
     step = int(current.step)
     if config.training.snapshot_sampling:
-        sample.picture(config, made, current.ema, workdir / "samples.png")
+        path = workdir / f"snapshots/{step:08}.png"
+        sample.picture(config, made, current.ema, path)
+        if log.writes:
+            shutil.copyfile(path, workdir / "samples.png")
     if config.eval.enable_bpd:
         result = evaluation.evaluate(config, made, current.ema, step, test_images, workdir)
         log(step, **{name: result[name] for name in evaluation.FIGURES if name in result})
     if log.writes:
         cli.write(workdir / "snapshot", str(step))
+        report.refresh(workdir)
 
 
-def train(config, workdir: str | Path) -> state.TrainState:
+def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainState:
     """Trains in `workdir`; all that can be wrong with the request is found before anything is written.
+
+    Args:
+      base: of `cli.parse`, for the report.
 
     Raises:
       ConfigError: what was asked for is not possible.
@@ -256,13 +264,13 @@ def train(config, workdir: str | Path) -> state.TrainState:
     images = {split: data.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         evaluation.from_config(config, recipe.experiment)
-    return fit(config, cli.claim(workdir, config), recipe, images)
+    return fit(config, cli.claim(workdir, config, base), recipe, images)
 
 
 def main(argv: list[str] | None = None):
     parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES)
     arguments = cli.parse(parser, argv)
-    train(arguments.config, arguments.workdir)
+    train(arguments.config, arguments.workdir, arguments.base)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,11 @@ def test_workdirs(capsys, tmp_path):
     assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
     error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
     assert "no eval/loss_by_time.json" in error
+    error = refused(capsys, report.main, ["--workdir", tmp_path / "new", "--out", tmp_path / "a.html"])
+    assert "no run there" in error and not (tmp_path / "a.html").exists()
+    assert "can't be written" in refused(
+        capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "file/a.html"]
+    )
 
 
 def test_values_are_read_as_their_key_wants():
