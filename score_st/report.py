@@ -1,6 +1,5 @@
 """`python -m score_st.report`: report.html of a run, or of several side by side: one file that needs nothing else."""
 
-import argparse
 import datetime
 import json
 import string
@@ -116,22 +115,19 @@ def loss_by_time(workdirs: list[Path], out: Path):
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.Parser(
-        prog="python -m score_st.report",
-        description="A page of a run, or of several side by side: curves, samples, figures, settings.",
-        epilog=f"examples:\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--workdir", nargs="+", type=Path, required=True, metavar="DIR", help="runs to compare, the first is the base"
-    )
-    parser.add_argument(
-        "--out",
+    what = "A page of a run, or of several side by side: curves, samples, figures, settings."
+    parser = cli.documented("report", what, EXAMPLES)
+    option = parser.add_argument_group("page").add_argument
+    option(
+        "--workdir",
+        nargs="+",
         type=Path,
-        metavar="FILE",
-        help="FILE.html (default DIR/report.html), or FILE.png of the loss over t alone",
+        required=True,
+        metavar="DIR",
+        help="runs; the first is the base of the others",
     )
+    what = "FILE.html (default DIR/report.html), or FILE.png of the loss over t alone"
+    option("--out", type=Path, metavar="FILE", help=what)
     arguments = parser.parse_args(argv)
     workdirs, out = arguments.workdir, arguments.out or arguments.workdir[0] / "report.html"
     for workdir in workdirs:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_st import checkpoints, cli, data, experiment, losses, report, sample, state
+from score_st import checkpoints, cli, data, experiment, losses, progress, report, sample, state
 from score_st import eval as evaluation
 from score_st.config import ConfigError
 from score_st.preemption import STOPPED, Preemption
@@ -144,7 +144,7 @@ class Log:
     def __init__(self, workdir: Path, start: int, stop: int):
         import tensorboardX
 
-        self.clock, self.stop = cli.Clock(start, stop), stop
+        self.progress = progress.Loop("step", start, stop, "steps")
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, lines past the checkpoint are written again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -167,10 +167,8 @@ class Log:
     def train(self, step: int, recent: list[dict], **values):
         """The mean of the metrics since the last call, with speed and time left."""
         means = jax.tree.map(lambda *a: float(np.mean(a)), *recent)
-        speed, left = self.clock.lap(step)
-        self(step, steps_per_s=speed, **means, **values)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
-        print(f"step {step}/{self.stop}  {shown}  {speed:.2f} steps/s  {left} left", flush=True)
+        self(step, steps_per_s=self.progress(step, shown), **means, **values)
 
 
 def check_finite(step: int, loss):
@@ -268,7 +266,8 @@ def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainS
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES)
+    codes = {1: "the loss is not finite; the last checkpoint is kept"}
+    parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
     arguments = cli.parse(parser, argv)
     train(arguments.config, arguments.workdir, arguments.base)
 
