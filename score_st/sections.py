@@ -107,7 +107,7 @@ def grid(*parts: str, kind: str = "grid") -> str:
 
 
 def number(value, digits: int = 4) -> str:
-    return f"{value:.{digits}f}".replace("-", "−") if isinstance(value, int | float) else ""
+    return f"{value:z.{digits}f}".replace("-", "−") if isinstance(value, int | float) else ""
 
 
 def plus_minus(result: dict, key: str) -> str:
