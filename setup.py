@@ -18,6 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["score_st", "score_st.*"]),
+    package_data={"score_st": ["report.html"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",

@@ -4,14 +4,12 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import absl.logging
-import jax
 
-from score_st import distributed
+from score_st import progress
 from score_st.config import ConfigError, differences, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
@@ -41,31 +39,47 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parser(command: str, description: str, examples: str, codes: str = "", workdir: str | None = None) -> Parser:
-    """With --config, --workdir and the note on --config.KEY=VALUE.
-
-    Args:
-      codes: exit codes besides 0 and 2.
-      workdir: the default; without one, --workdir is required.
-    """
+def documented(command: str, description: str, examples: str, codes: dict | None = None) -> Parser:
+    """With --help and --quiet, examples and exit codes; `codes` are those besides 0, 2 and 130."""
+    meanings = {0: "done", 2: "not possible as asked; nothing was written", 130: "interrupted"} | (codes or {})
+    lines = [
+        f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=lambda code: int(str(code).split(",")[0]))
+    ]
     made = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
-        epilog=f"examples:\n{examples}\n\nexit codes: 0 done, {codes}2 not possible as asked (nothing was written), "
-        "75 or 134 another process died or did not come, 143 SIGTERM: after these three, the same command goes on",
+        epilog="\n".join(["examples:", examples, "", "exit codes:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    made.add_argument("--config", required=True, metavar="FILE", help="a configuration, see configs/")
-    made.add_argument("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
-    made.add_argument(
-        "--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0"
-    )
+    option = made.add_argument_group("general").add_argument
+    option("-h", "--help", action="help", help="show this and end")
+    option("--quiet", action="store_true", help="no progress: results, warnings and errors only")
+    return made
+
+
+def parser(command: str, description: str, examples: str, codes: dict | None = None, workdir: str | None = None):
+    """A `documented` parser with --config, --workdir and the note on --config.KEY=VALUE.
+
+    Args:
+      codes: exit codes besides those that all commands have.
+      workdir: the default; without one, --workdir is required.
+    """
+    others = {"75, 134": "another process did not come, or died; started again, it goes on"}
+    others |= {143: "SIGTERM; started again, it goes on"}
+    made = documented(command, description, examples, others | (codes or {}))
+    option = made.add_argument_group("run").add_argument
+    option("--config", required=True, metavar="FILE", help="a configuration, see configs/")
+    option("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
+    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     return made
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
     """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
+
+    `base` is the file and its configuration as it stands there.
 
     Raises:
       ConfigError: see `config.load` and `distributed.start`.
@@ -84,9 +98,13 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
             value = argv.pop(0)
         overrides[key] = value
     arguments = parser.parse_args(rest)
-    arguments.config = load(arguments.config, overrides)
-    options = {f"--{key}": value for key, value in vars(arguments).items() if key != "config"}
+    from score_st import distributed  # and with it JAX, which takes seconds
+
+    progress.quiet = arguments.quiet
+    file, arguments.config = arguments.config, load(arguments.config, overrides)
+    options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
     distributed.start(flatten(arguments.config) | options)
+    arguments.base = {"file": file, "config": load(file).to_dict()}
     return arguments
 
 
@@ -95,28 +113,34 @@ def run(main: Callable[[], None]):
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
         main()
-    except ConfigError as error:
-        distributed.leave(2, f"error: {error}")
-    except KeyboardInterrupt:
-        distributed.leave(130, "")
-    except Exception as error:
-        if not jax.distributed.is_initialized():
+    except (Exception, KeyboardInterrupt) as error:
+        from score_st import distributed
+
+        if isinstance(error, ConfigError):
+            distributed.leave(2, f"error: {error}")
+        elif isinstance(error, KeyboardInterrupt):
+            distributed.leave(130, "")
+        elif not distributed.jax.distributed.is_initialized():
             raise
         distributed.broken(error)
 
 
-def claim(workdir: str | Path, config) -> Path:
-    """The workdir, made if need be, with the configuration in `config.json`.
+def claim(workdir: str | Path, config, base: dict | None = None) -> Path:
+    """The workdir, made if need be, with the configuration in `config.json`, and what `parse` calls base.
 
     Raises:
       ConfigError: it can't be written, or holds a run of another configuration; it is then as it was.
     """
+    import jax
+
     workdir = Path(workdir)
     check_same(workdir, config, lambda key: not key.startswith(FREE))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write(workdir / "config.json", to_json(config))
+            if base:
+                write(workdir / "config_base.json", json.dumps(base, indent=1, sort_keys=True))
     except OSError as error:
         raise ConfigError(
             f"--workdir {workdir}: can't be written ({error.strerror}); name a folder that can"
@@ -132,8 +156,7 @@ def check_same(workdir: Path, config, matters: Callable[[str], bool]):
         return
     except ValueError as error:
         raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); name another folder") from error
-    old = {f"{s}.{k}": v for s, section in made.items() if isinstance(section, dict) for k, v in section.items()}
-    old |= {k: v for k, v in made.items() if not isinstance(v, dict)}
+    old = flatten(made)
     new = json.loads(json.dumps(flatten(config)))
     if shown := differences(old, new, [key for key in sorted(new) if matters(key) and key in old]):
         raise ConfigError(f"--workdir {workdir}: was made with {shown}; use that, or another workdir")
@@ -145,19 +168,3 @@ def write(path: Path, text: str):
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-class Clock:
-    """Speed and time left of a loop from `start` to `stop`."""
-
-    def __init__(self, start: int, stop: int):
-        self.stop = stop
-        self.last = (start, time.perf_counter())
-
-    def lap(self, step: int) -> tuple[float, str]:
-        """Steps a second since the last lap, and the time left at this speed as h:mm:ss."""
-        now = time.perf_counter()
-        speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
-        self.last = (step, now)
-        left = int((self.stop - step) / speed) if speed else 0
-        return speed, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

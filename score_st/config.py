@@ -164,11 +164,11 @@ def default() -> ConfigDict:
     return config
 
 
-def flatten(config: ConfigDict) -> dict:
+def flatten(config: ConfigDict | dict) -> dict:
     """{'training.k': 1.0, ...}."""
     flat = {}
     for section, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat.update({f"{section}.{key}": v for key, v in value.items()})
         else:
             flat[section] = value

@@ -289,15 +289,16 @@ def import_torch(config, path: str, workdir: str, golden: dict | None, tol: floa
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.parser(
-        "convert", "A PyTorch checkpoint into a workdir, or back.", EXAMPLES, "1 an output is off by --tol, "
-    )
-    way = parser.add_mutually_exclusive_group()
+    codes = {1: "an output is off by more than --tol"}
+    parser = cli.parser("convert", "A PyTorch checkpoint into a workdir, or back.", EXAMPLES, codes)
+    group = parser.add_argument_group("files")
+    way = group.add_mutually_exclusive_group()
     way.add_argument("--from", dest="source", metavar="FILE.pth", help="a PyTorch checkpoint to put into the workdir")
     way.add_argument("--to", metavar="FILE.pth", help="the PyTorch checkpoint to make of the workdir's newest")
-    parser.add_argument("--step", type=int, help="another checkpoint of the workdir than its newest")
-    parser.add_argument("--verify", metavar="FILE.npz", help="official outputs to compare with, see the README")
-    parser.add_argument("--tol", type=float, default=1e-4, help="the relative error allowed (default 1e-4)")
+    group.add_argument("--step", type=int, help="another checkpoint of the workdir than its newest")
+    option = parser.add_argument_group("comparison").add_argument
+    option("--verify", metavar="FILE.npz", help="official outputs to compare with, see the README")
+    option("--tol", type=float, default=1e-4, help="the relative error allowed (default 1e-4)")
     arguments = cli.parse(parser, argv)
     config = arguments.config
     if not (arguments.source or arguments.to or arguments.verify):

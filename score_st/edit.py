@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import checkpoints, cli, control, data, experiment, report, sample, sampling
+from score_st import checkpoints, cli, control, data, experiment, pictures, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -67,9 +67,10 @@ TASKS = {"inpaint": "the lower half", "colourise": "colours from grey", "interpo
 def main(argv: list[str] | None = None):
     parser = cli.parser("edit", "Test images completed, coloured or interpolated, as a PNG of rows.", EXAMPLES)
     what = ", ".join(f"{name} ({what})" for name, what in TASKS.items())
-    parser.add_argument("--task", required=True, choices=TASKS, help=what)
-    parser.add_argument("--num", type=int, default=8, help="how many test images (default 8)")
-    parser.add_argument("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png)")
+    option = parser.add_argument_group("pictures").add_argument
+    option("--task", required=True, choices=TASKS, help=what)
+    option("--num", type=int, default=8, help="how many test images (default 8)")
+    option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png)")
     sample.arguments_of(parser)
     arguments = cli.parse(parser, argv)
     task = arguments.task
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None):
     out = arguments.out or Path(arguments.workdir) / f"edit/{task}.png"
     pixels = np.asarray(made.scaler.inverse(rows))
     if jax.process_index() == 0:
-        report.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
+        pictures.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, out, columns=pixels.shape[1])
     print(f"wrote {out}: {len(pixels)} rows")
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import rich.table
 from jax.scipy.special import logsumexp
 
-from score_st import checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, report, state, times
+from score_st import charts, checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, state, times
 from score_st.config import ConfigError, choose
+from score_st.progress import Loop
 from score_st.sde import expand
 
 EXAMPLES = """\
@@ -219,16 +220,14 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
     repeats: dict[str, list] = {}
 
     def measure(name, compiled, count, *arguments, per_image=lambda r: ()):
-        clock = cli.Clock(0, len(run.images) * count)
+        loop = Loop(name, 0, len(run.images) * count, "images")
 
         def progress(done, parts):
             before = [total(r)[:done] for r in repeats[name]]
             mean = np.mean([*before, np.concatenate([total(part) for part in parts])], axis=0)
             done += len(run.images) * len(before)
-            speed, left = clock.lap(done)
             error = np.std(mean) / len(mean) ** 0.5
-            shown = f"{mean.mean() + evaluation.offset(name):.4f} ± {error:.4f} bits/dim"
-            print(f"{name} {done}/{clock.stop}  {shown}  {speed:.1f} images/s  {left} left", flush=True)
+            loop(done, f"{mean.mean() + evaluation.offset(name):.4f} ± {error:.4f} bits/dim")
 
         repeats[name] = []
         for r in range(count):
@@ -315,8 +314,8 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
     if first:
         cli.write(workdir / "eval/bpd.json", json.dumps(result, indent=1))
         cli.write(workdir / "eval/loss_by_time.json", json.dumps(curve))
-        report.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
-        report.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
+        charts.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
+        charts.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
         show(result)
     return result
 
@@ -341,7 +340,8 @@ def show(result: dict):
 
 def main(argv: list[str] | None = None):
     parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights, or the quality of samples.", EXAMPLES)
-    parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
+    option = parser.add_argument_group("bits/dim").add_argument
+    option("--step", type=int, help="the checkpoint's step; the newest by default")
     quality.add_options(parser)
     arguments = cli.parse(parser, argv)
     if arguments.metrics:

@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 
-from score_st import cli, data, pictures, report
+from score_st import cli, data, pictures, progress
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -29,7 +28,9 @@ def survey(images: np.ndarray | pictures.Encoded, label: str) -> dict:
     began, crc = time.perf_counter(), 0
     histogram = np.zeros((images.shape[3], 256), np.int64)
     seen, remarks, broken = set(), collections.Counter(), []
-    for i in rich.progress.track(range(len(images)), label):
+    loop = progress.Loop(label, 0, len(images), "images", seconds=2)
+    for i in range(len(images)):
+        loop(i)
         try:
             image = images[i]
         except ConfigError as error:
@@ -40,6 +41,7 @@ def survey(images: np.ndarray | pictures.Encoded, label: str) -> dict:
         histogram += [np.bincount(channel, minlength=256) for channel in image.reshape(-1, len(histogram)).T]
         if isinstance(images, pictures.Encoded):
             remarks.update(pictures.remarks(images.read(i), images.shape[1]))
+    loop(len(images))
     if broken:
         raise ConfigError(f"{len(broken)} of {len(images)} images of {label} are broken: {'; '.join(broken[:3])}")
     values, share = np.arange(256), histogram / histogram.sum(1, keepdims=True)
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None):
     read = sum(map(len, stream.batches(0, max(2, min(50, len(images["train"]) // batch)))))
     result["images_per_second"] = round(read / (time.perf_counter() - began), 1)
     try:
-        report.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
+        pictures.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
         cli.write(out.with_suffix(".json"), json.dumps(result, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 
-from score_st import cli, data, ledger, state, torch_file
+from score_st import cli, data, ledger, progress, state, torch_file
 from score_st.config import ConfigError
 from score_st.models import efficientnet, inception
 
@@ -124,15 +124,13 @@ def extract(apply, batch_size: int, images: np.ndarray, label: str, keep: list[s
     `apply` maps a batch to a dictionary of arrays, `features` [B, D] and perhaps `logits` [B, K].
     """
     batch_size = min(batch_size, -(-len(images) // jax.device_count()) * jax.device_count())
-    moments, kept, clock = Moments(), {name: [] for name in keep}, cli.Clock(0, len(images))
+    moments, kept, loop = Moments(), {name: [] for name in keep}, progress.Loop(label, 0, len(images), "images")
     for batch, mask in data.padded(images, batch_size):
         output = {name: np.asarray(value)[mask] for name, value in apply(batch).items()}
         moments = moments.add(output["features"])
         for name in keep:
             kept[name].append(output[name])
-        speed, left = clock.lap(moments.count)
-        if jax.process_index() == 0:
-            print(f"{label} {moments.count}/{len(images)}  {speed:.1f} images/s  {left} left", flush=True)
+        loop(moments.count)
     return moments.summary() | {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
@@ -235,7 +233,7 @@ def compared(path: str | None, config, dimension: int, metrics: list[str]) -> tu
 
 def add_options(parser):
     """What `evaluate` wants of the command line besides --config and --workdir."""
-    option = parser.add_argument
+    option = parser.add_argument_group("sample quality").add_argument
     option("--metrics", metavar="A,B", help=f"sample quality instead of bits/dim: of {','.join(METRICS)}")
     option("--samples", metavar="FILE", help="an npz, or a folder of them; by default those in the workdir")
     option("--reference", metavar="FILE", help="npz of images, pool_3 or mu, sigma; by default the training images")

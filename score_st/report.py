@@ -1,119 +1,150 @@
-"""Pictures of what a run made; `python -m score_st.report` draws several runs side by side."""
+"""`python -m score_st.report`: report.html of a run, or of several side by side: one file that needs nothing else."""
 
-import argparse
+import datetime
 import json
-import math
+import string
+import sys
+from html import escape
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from score_st import charts, cli
+from score_st.config import ConfigError, flatten
+from score_st.sections import SECTIONS, Run, shown, summary
 
-from score_st import cli
-from score_st.config import ConfigError
-
-EXAMPLES = "  python -m score_st.report --workdir runs/digits runs/no_st --out runs/loss_by_time.png"
-
-
-def sheet(images: np.ndarray, num_levels: int, columns: int | None = None, gap: int = 2) -> Image.Image:
-    """Images uint8 [N, H, W, C] side by side, by default in a square; small ones enlarged, pixels kept sharp."""
-    n, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    pixels = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
-    shown = (images.astype(np.float32) * 255 / (num_levels - 1)).round().astype(np.uint8)
-    for i, image in enumerate(shown):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        pixels[top : top + height, left : left + width] = image
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    scale = max(1, 512 // max(picture.size))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+EXAMPLES = """\
+  python -m score_st.report --workdir runs/digits
+  python -m score_st.report --workdir runs/digits runs/no_st --out runs/side_by_side.html
+  python -m score_st.report --workdir runs/digits runs/no_st --out runs/loss_by_time.png"""
 
 
-def grid(images: np.ndarray, num_levels: int, path: Path, columns: int | None = None):
-    """A PNG of images uint8 [N, H, W, C], see `sheet`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(images, num_levels, columns).save(path)
+def read(workdir: Path, name: str) -> Run:
+    """Never fails: what is damaged is left out, with a note."""
+    notes = []
+
+    def load(file: str) -> dict:
+        try:
+            value = json.loads((workdir / file).read_bytes())
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            return value
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            notes.append(f"{file} of {name} left out: {error}")
+            return {}
+
+    lines, lost = [], []
+    if (workdir / "metrics.jsonl").is_file():
+        for number, text in enumerate((workdir / "metrics.jsonl").read_bytes().splitlines(), 1):
+            try:
+                lines.append(line := json.loads(text))
+                line["step"] = int(line["step"])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+                lost.append(str(number))
+    if lost:
+        notes.append(f"metrics.jsonl of {name}: damaged lines left out: {', '.join(lost[:5])} ({len(lost)} in all)")
+    config = flatten(load("config.json"))
+    names = "config_base.json", "eval/bpd.json", "eval/loss_by_time.json", "eval/samplers.json", "eval/quality.json"
+    return Run(workdir, name, lines, config, *map(load, names), notes)
 
 
-def animation(frames: np.ndarray, num_levels: int, path: Path):
-    """A GIF of images uint8 [F, N, H, W, C]; the last frame stays for two seconds."""
-    sheets = [sheet(images, num_levels).convert("P") for images in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=[80] * (len(sheets) - 1) + [2000], loop=0)
+def subtitle(runs: list[Run]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs side by side; the first is what the others are compared with."
+    c = {key.split(".")[-1]: shown(value) for key, value in runs[0].config.items()}
+    if not {"dataset", "image_size", "sde", "st", "k", "batch_size"} <= c.keys():
+        return ""
+    law = f"Soft Truncation with k = {c['k']}" if c["st"] == "True" else "no Soft Truncation"
+    return f"{c['dataset']} {c['image_size']}×{c['image_size']}×{c['num_channels']}, {c['sde']}, {law}"
 
 
-def loss_by_time(curves: dict[str, dict], path: Path):
-    """A PNG of the loss over t of several runs: mean over the test images and one standard deviation."""
-    from matplotlib.figure import Figure
-
-    panels = 1 + (len(curves) > 1)
-    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
-    left, *rest = np.atleast_1d(figure.subplots(1, panels))
-    for name, curve in curves.items():
-        t, loss, std = (np.asarray(curve[key]) for key in ("t", "loss", "std"))
-        (line,) = left.plot(t, loss, label=name)
-        left.fill_between(t, np.maximum(loss - std, 1e-6), loss + std, color=line.get_color(), alpha=0.15, linewidth=0)
-        for right in rest:
-            right.plot(t, loss / np.asarray(next(iter(curves.values()))["loss"]), label=name)
-    left.set(xscale="log", yscale="log", xlabel="t", ylabel="½ ‖σ s + z‖² a dimension [nats]", title="Loss by time")
-    for right in rest:
-        right.set(xscale="log", xlabel="t", ylabel=f"relative to {next(iter(curves))}", title="Side by side")
-    for axes in (left, *rest):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def bpd_by_time(curve: dict, path: Path):
-    """A PNG of what each time adds to the NELBO, and of the gradient's variance, plain and likelihood-weighted."""
-    from matplotlib.figure import Figure
-
-    t, weight = np.asarray(curve["t"]), np.asarray(curve["weight"])
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(t, np.asarray(curve["bits"]) * math.log(10))
-    left.set(xscale="log", xlabel="t", ylabel="bits/dim a decade of t", title="Diffusion term of the NELBO")
-    if "gradient_variance" in curve:
-        variance = np.asarray(curve["gradient_variance"])
-        right.plot(t, variance, label="½ ‖σ s + z‖²")
-        right.plot(t, variance * weight**2, label="½ g²/σ² ‖σ s + z‖²")
-        right.legend()
-    right.set(xscale="log", yscale="log", xlabel="t", ylabel="variance", title="Gradient of the loss a dimension")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def main(argv: list[str] | None = None):
-    parser = cli.Parser(
-        prog="python -m score_st.report",
-        description="Draws the loss over t of evaluated runs side by side.",
-        epilog=f"examples:\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def page(workdirs: list[Path]) -> str:
+    """The page, in ASCII; a section that can't be made is left out, with a note."""
+    workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
+    unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
+    runs = [read(workdir, workdir.name if unique else str(workdir)) for workdir in workdirs]
+    notes, parts, links = [], [], []
+    for key, title, make in (("", "Summary", summary), *SECTIONS):
+        try:
+            html = make(runs)
+        except Exception as error:  # of files that are JSON, but not as this package writes them
+            notes.append(f"{title} left out: {type(error).__name__}: {error}")
+            continue
+        if html and key:
+            parts.append(f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>\n{html}</section>')
+            links.append(f'<li><a href="#{key}">{title}</a></li>')
+        else:
+            parts.append(html)
+    notes = [escape(note) for run in runs for note in run.notes] + [escape(note) for note in notes]
+    if notes:
+        items = "".join(f"<li>{note}</li>" for note in notes)
+        parts.insert(1, f'<div class="notes" role="note"><ul>{items}</ul></div>')
+    made = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
+    versions = ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+    template = string.Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    html = template.substitute(
+        title=escape(" | ".join(run.name for run in runs)),
+        subtitle=escape(subtitle(runs)),
+        nav="".join(links),
+        content="\n".join(parts),
+        footer=escape(f"Made {made} by score_st.report. " + (f"Evaluated with {versions}." if versions else "")),
     )
-    parser.add_argument(
-        "--workdir", nargs="+", required=True, metavar="DIR", help="runs to compare, the first is the base"
-    )
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture")
-    arguments = parser.parse_args(argv)
+    return html.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def refresh(workdir: Path):
+    """Writes report.html; never fails, since a training should not end with its report."""
+    try:
+        cli.write(workdir / "report.html", page([workdir]))
+    except Exception as error:
+        print(f"warning: report.html was not written: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def loss_by_time(workdirs: list[Path], out: Path):
+    """The picture of the loss over t; ConfigError where a run has none."""
     curves = {}
-    for workdir in map(Path, arguments.workdir):
+    for workdir in workdirs:
         try:
             curves[str(workdir)] = json.loads((workdir / "eval/loss_by_time.json").read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"--workdir {workdir}: no eval/loss_by_time.json; `python -m score_st.eval` makes it"
             ) from error
+    charts.loss_by_time(curves, out)
+
+
+def main(argv: list[str] | None = None):
+    what = "A page of a run, or of several side by side: curves, samples, figures, settings."
+    parser = cli.documented("report", what, EXAMPLES)
+    option = parser.add_argument_group("page").add_argument
+    option(
+        "--workdir",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="runs; the first is the base of the others",
+    )
+    what = "FILE.html (default DIR/report.html), or FILE.png of the loss over t alone"
+    option("--out", type=Path, metavar="FILE", help=what)
+    arguments = parser.parse_args(argv)
+    workdirs, out = arguments.workdir, arguments.out or arguments.workdir[0] / "report.html"
+    for workdir in workdirs:
+        if not ((workdir / "config.json").is_file() or (workdir / "metrics.jsonl").is_file()):
+            raise ConfigError(
+                f"--workdir {workdir}: no run there (no config.json); `python -m score_st.train` makes one"
+            )
     try:
-        loss_by_time(curves, Path(arguments.out))
+        if out.suffix == ".html":
+            cli.write(out, page(workdirs))
+        else:
+            loss_by_time(workdirs, out)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--out {arguments.out}: can't be written ({error}); a .png in an existing folder would do"
-        ) from error
-    print(f"wrote {arguments.out}")
+        raise ConfigError(f"--out {out}: can't be written ({error}); a .html or .png would do") from error
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

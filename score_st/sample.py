@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import checkpoints, cli, experiment, ledger, report, sampling, state
+from score_st import checkpoints, cli, experiment, ledger, pictures, progress, sampling, state
 from score_st.config import ConfigError, differences
 
 EXAMPLES = """\
@@ -82,7 +82,7 @@ def picture(config, made: experiment.Experiment, params, path: Path, num: int = 
     """A picture of `num` samples."""
     images, _ = draw(config, made, params, num, config.seed)
     if jax.process_index() == 0:
-        report.grid(images, config.data.num_levels, path)
+        pictures.grid(images, config.data.num_levels, path)
 
 
 def check(config):
@@ -121,23 +121,20 @@ def shards(config, run: ledger.Runner, generate, num: int, out: Path) -> float:
       The mean number of evaluations of the network.
     """
     size, evaluations = config.sampling.batch_size, []
-    clock, printed = cli.Clock(0, num), time.monotonic()
+    loop = progress.Loop("samples", 0, num, "images", seconds=2)
     for first in range(0, num, size):
         path, stop = out / f"samples_{first:07d}.npz", min(first + size, num)
         if path.exists():
             nfe = np.load(path)["nfe"]
             if len(nfe) >= stop - first:
                 evaluations.append(nfe[: stop - first])
-                clock = cli.Clock(stop, num)
+                loop.skip(stop)
                 continue
         found, done = [], first
         for piece in batches(run, generate, first, stop):
             found.append(piece)
             done += len(piece["nfe"])
-            if done == num or time.monotonic() > printed + 2:
-                speed, left = clock.lap(done)
-                nfe, printed = piece["nfe"].mean(), time.monotonic()
-                print(f"samples {done}/{num}  {nfe:.0f} evaluations  {speed:.2f} images/s  {left} left", flush=True)
+            loop(done, f"{piece['nfe'].mean():.0f} evaluations")
         whole = {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
         if jax.process_index() == 0:
             temporary = path.with_name(f".{path.name}")
@@ -172,25 +169,22 @@ def chosen(config, sampler: str | None, steps: int | None):
 
 def arguments_of(parser):
     """What this and the other commands that sample share."""
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help=f"ode, or a predictor ({', '.join(sampling.PREDICTORS)}) with or without +corrector",
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of the predictor, for --config.sampling.steps")
+    option = parser.add_argument_group("sampler").add_argument
+    option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    names = ", ".join(sampling.PREDICTORS)
+    option("--sampler", metavar="NAME", help=f"ode, or a predictor ({names}) with or without +corrector")
+    option("--steps", type=int, metavar="N", help="steps of the predictor, for --config.sampling.steps")
 
 
 def main(argv: list[str] | None = None):
     parser = cli.parser(
         "sample", "Images from a checkpoint's EMA weights: shards of uint8 arrays in samples/, and grid.png.", EXAMPLES
     )
-    parser.add_argument("--num", type=int, default=64, help="how many images (default 64)")
-    parser.add_argument("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
-    parser.add_argument(
-        "--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image"
-    )
+    option = parser.add_argument_group("images").add_argument
+    option("--num", type=int, default=64, help="how many images (default 64)")
+    option("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
+    option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
     arguments_of(parser)
     arguments = cli.parse(parser, argv)
     config = chosen(arguments.config, arguments.sampler, arguments.steps)
@@ -212,9 +206,10 @@ def main(argv: list[str] | None = None):
         few = next(batches(run, generator(config, made, arguments.seed, FRAMES), 0, 16))
     if jax.process_index() > 0:
         return
-    report.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
+    pictures.grid(read_shards(out, 256), config.data.num_levels, out / "grid.png")
     if few:
-        report.animation(few["frames"][: arguments.num].swapaxes(0, 1), config.data.num_levels, out / "trajectory.gif")
+        frames = few["frames"][: arguments.num].swapaxes(0, 1)
+        pictures.animation(frames, config.data.num_levels, out / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
     cli.write(out / "samples.json", json.dumps(about | ledger.provenance(), indent=1))
     print(f"wrote {out}: {arguments.num} images, {nfe:.0f} evaluations each")

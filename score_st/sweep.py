@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import rich.table
 
-from score_st import checkpoints, cli, data, experiment, ledger, quality, report, sample, sampling
+from score_st import checkpoints, cli, data, experiment, ledger, pictures, progress, quality, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -17,6 +17,8 @@ EXAMPLES = """\
       --features efficientnet-lite0
   python -m score_st.sweep --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000 \\
       --samplers ode,heun@edm,dpm_solver_2m@logsnr --nfe 10,20,50
+  python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 200 --nfe 10,50 \\
+      --samplers ddim@quadratic --features efficientnet-lite0 --step 3600
 
 killed and started again, it goes on from eval/samplers.jsonl"""
 # sampler @ grid; the grid is that of the configuration where none is named
@@ -87,18 +89,21 @@ def show(points: dict, name: str, config, out: Path, title: str):
     rows = [np.concatenate([p["images"] for p in found]) for found in points.values()]
     width = max(map(len, rows))
     rows = [np.concatenate([row, np.zeros((width - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
-    report.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
+    pictures.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
 
 
 def main(argv: list[str] | None = None):
     parser = cli.parser("sweep", "Fréchet distance of each sampler by evaluations: table, plot and images.", EXAMPLES)
-    parser.add_argument("--num", type=int, default=1000, help="images a point (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    parser.add_argument("--step", type=int, help="the checkpoint's step; the newest by default")
-    parser.add_argument("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
-    parser.add_argument("--nfe", default="10,20,50,100,1000", help="evaluations (default 10,20,50,100,1000)")
-    parser.add_argument("--features", choices=quality.EXTRACTORS, default="inception", help="default inception")
-    parser.add_argument("--weights", metavar="FILE", help="of the features; see score_st.eval")
+    option = parser.add_argument_group("images").add_argument
+    option("--num", type=int, default=1000, help="images a point (default 1000)")
+    option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option = parser.add_argument_group("samplers").add_argument
+    option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
+    option("--nfe", default="10,20,50,100,1000", help="evaluations (default 10,20,50,100,1000)")
+    option = parser.add_argument_group("distance").add_argument
+    option("--features", choices=quality.EXTRACTORS, default="inception", help="default inception")
+    option("--weights", metavar="FILE", help="of the features; see score_st.eval")
     arguments = cli.parse(parser, argv)
     config, workdir = arguments.config, Path(arguments.workdir)
     try:
@@ -116,10 +121,11 @@ def main(argv: list[str] | None = None):
     about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
     asked = about | {"weights_crc32": ledger.checksum(restored.ema), "sampling": config.sampling.to_dict()}
     book = ledger.Ledger(workdir / "eval/samplers.jsonl", asked)
-    points = {s: [] for s in grids}
-    for (s, nfe), variant in variants.items():
+    points, loop = {s: [] for s in grids}, progress.Loop("points", 0, len(variants), "points")
+    for done, ((s, nfe), variant) in enumerate(variants.items(), 1):
         job = lambda variant=variant: point(variant, made, restored.ema, arguments.num, arguments.seed, distance)
         points[s].append(book((s, nfe), job))
+        loop(done, f"{s}, {points[s][-1]['nfe']:.0f} evaluations: {name} {points[s][-1]['distance']:.2f}")
     numbers = {s: [{k: float(p[k]) for k in ("nfe", "distance")} for p in found] for s, found in points.items()}
     if book.writes:
         result = {"figure": name, "samplers": numbers, **asked, **ledger.provenance()}

@@ -1,6 +1,7 @@
 """`python -m score_st.train`: trains with Soft Truncation, evaluates, and goes on where it was when started again."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_st import checkpoints, cli, data, experiment, sample, state
+from score_st import checkpoints, cli, data, experiment, progress, report, sample, state
 from score_st import eval as evaluation
 from score_st import step as stepping
 from score_st.preemption import STOPPED, Preemption
@@ -25,7 +26,7 @@ class Log:
     def __init__(self, workdir: Path, start: int, stop: int):
         import tensorboardX
 
-        self.clock, self.stop = cli.Clock(start, stop), stop
+        self.progress = progress.Loop("step", start, stop, "steps")
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, lines past the checkpoint are written again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -48,10 +49,8 @@ class Log:
     def train(self, step: int, recent: list[dict], **values):
         """The mean of the metrics since the last call, with speed and time left."""
         means = jax.tree.map(lambda *a: float(np.mean(np.concatenate([np.ravel(x) for x in a]))), *recent)
-        speed, left = self.clock.lap(step)
-        self(step, steps_per_s=speed, **means, **values)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
-        print(f"step {step}/{self.stop}  {shown}  {speed:.2f} steps/s  {left} left", flush=True)
+        self(step, steps_per_s=self.progress(step, shown), **means, **values)
 
 
 def check_finite(step: int, loss):
@@ -138,16 +137,23 @@ def snapshot(config, workdir: Path, current: state.TrainState, test_images, log:
     made = experiment.from_config(config)  # in its own arithmetic, not that of training
     step, weights = int(current.step), state.whole(current.ema)
     if config.training.snapshot_sampling:
-        sample.picture(config, made, weights, workdir / "samples.png")
+        path = workdir / f"snapshots/{step:08}.png"
+        sample.picture(config, made, weights, path)
+        if log.writes:
+            shutil.copyfile(path, workdir / "samples.png")
     if config.eval.enable_bpd:
         result = evaluation.evaluate(config, made, weights, step, test_images, workdir)
         log(step, **{name: result[name] for name in evaluation.FIGURES if name in result})
     if log.writes:
         cli.write(workdir / "snapshot", str(step))
+        report.refresh(workdir)
 
 
-def train(config, workdir: str | Path) -> state.TrainState:
+def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainState:
     """Trains in `workdir`; all that can be wrong with the request is found before anything is written.
+
+    Args:
+      base: of `cli.parse`, for the report.
 
     Raises:
       ConfigError: what was asked for is not possible.
@@ -156,13 +162,14 @@ def train(config, workdir: str | Path) -> state.TrainState:
     images = {split: data.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         evaluation.from_config(config, recipe.experiment)
-    return fit(config, cli.claim(workdir, config), recipe, images)
+    return fit(config, cli.claim(workdir, config, base), recipe, images)
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES)
+    codes = {1: "the loss is not finite; the last checkpoint is kept"}
+    parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
     arguments = cli.parse(parser, argv)
-    train(arguments.config, arguments.workdir)
+    train(arguments.config, arguments.workdir, arguments.base)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Bad requests: one line that says what is right, exit code 2, the workdir untouched."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from score_st import cli, config, report, sample, train
+from score_st import cli, config, convert, edit, prepare, progress, report, sample, sweep, train
 from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,11 @@ def test_workdirs(capsys, tmp_path):
     assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
     error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
     assert "no eval/loss_by_time.json" in error
+    error = refused(capsys, report.main, ["--workdir", tmp_path / "new", "--out", tmp_path / "a.html"])
+    assert "no run there" in error and not (tmp_path / "a.html").exists()
+    assert "can't be written" in refused(
+        capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "file/a.html"]
+    )
 
 
 def test_values_are_read_as_their_key_wants():
@@ -112,3 +118,40 @@ def test_values_are_read_as_their_key_wants():
     assert config.load(DIGITS, {"training.st": "false"}).training.st is False
     with pytest.raises(AttributeError):
         c.training.kk = 3
+
+
+COMMANDS = {"train": train, "eval": evaluation, "sample": sample, "edit": edit, "sweep": sweep, "convert": convert}
+COMMANDS |= {"report": report, "data": prepare}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(capsys, monkeypatch, command):
+    """Groups, three examples that the command takes, exit codes."""
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[command].main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "\ngeneral:\n" in shown and "\noptions:\n" not in shown
+    assert "--quiet" in shown and "\nexit codes:\n  0  " in shown and "\n  2  " in shown
+    examples = shown.partition("examples:\n")[2].partition("exit codes:")[0].replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line) for line in examples if line.startswith("  python")]
+    assert len(examples) >= 3
+    taken = []
+
+    def parse(self, argv):
+        taken.append(cli.argparse.ArgumentParser.parse_args(self, argv))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Parser, "parse_args", parse)
+    for words in examples:
+        assert words[:3] == ["python", "-m", f"score_st.{command}"]
+        with pytest.raises(KeyboardInterrupt):
+            COMMANDS[command].main(words[3:])
+    assert len(taken) == len(examples)
+
+
+def test_quiet_is_of_one_run(monkeypatch):
+    monkeypatch.setattr(progress, "quiet", None)
+    for words, quiet in (([], False), (["--quiet"], True)):
+        made = cli.parser("train", "", "")
+        cli.parse(made, ["--config", DIGITS, "--workdir", "w", *words])
+        assert progress.quiet is quiet

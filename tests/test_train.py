@@ -114,9 +114,13 @@ def trained(tmp_path_factory):
 
 def test_a_run_leaves_its_files_and_figures(trained):
     workdir, _ = trained
-    for name in ("config.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"):
+    names = "config.json", "config_base.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"
+    for name in (*names, "report.html"):
         assert (workdir / name).stat().st_size > 0, name
     assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/30").is_dir()
+    assert (workdir / "snapshots/00000030.png").read_bytes() == (workdir / "samples.png").read_bytes()
+    page = (workdir / "report.html").read_text()
+    assert "Samples of run after 30 updates" in page and "left out" not in page
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
     result = json.loads((workdir / "eval/bpd.json").read_text())
