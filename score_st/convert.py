@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from score_st import checkpoints, cli, experiment, state, torch_file, torch_layout
 from score_st.config import ConfigError
@@ -281,9 +282,10 @@ def import_torch(config, path: str, workdir: str, golden: dict | None, tol: floa
     for part, then in (("ema", "the EMA starts at the parameters"), ("optimizer", "Adam starts afresh")):
         if part not in checkpoint:
             print(f"note: no {part} in the file: {then}", file=sys.stderr)
+    multihost_utils.sync_global_devices("file read")  # every process has found the workdir empty
     workdir = cli.claim(workdir, config)
     with checkpoints.manager(workdir) as manager:
-        checkpoints.save(manager, current)
+        checkpoints.save(manager, state.on_all(current))
     parameters = sum(slot.size for slot in jax.tree.leaves(current.params))
     print(f"wrote {workdir}/checkpoints/{int(current.step)}: {parameters:,} parameters, step {int(current.step)}")
 

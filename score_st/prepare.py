@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None):
     stream = data.Stream(images["train"], batch, config.seed, threads=config.data.num_threads)
     read = sum(map(len, stream.batches(0, max(2, min(50, len(images["train"]) // batch)))))
     result["images_per_second"] = round(read / (time.perf_counter() - began), 1)
+    if jax.process_index():
+        return
     try:
         pictures.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
         cli.write(out.with_suffix(".json"), json.dumps(result, indent=1))

@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -118,6 +119,11 @@ def shardings(mesh, abstract):
 def whole(tree):
     """Arrays divided over devices, joined on each."""
     return jax.jit(lambda tree: tree, out_shardings=jax.tree.map(lambda a: replicated(a.sharding.mesh), tree))(tree)
+
+
+def on_all(tree):
+    """Arrays that every process has, on all devices of all processes."""
+    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh()))
 
 
 def replicated(mesh):

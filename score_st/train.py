@@ -57,7 +57,8 @@ def check_finite(step: int, loss):
     """Ends the program with exit code 1 before a broken state replaces a good checkpoint."""
     loss = np.ravel(loss)[-1]
     if not np.isfinite(loss):
-        sys.exit(f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do")
+        said = f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do"
+        sys.exit(1 if jax.process_index() else said)
 
 
 def dispatches(start: int, stop: int, several: int, marks: list[int]) -> Iterator[int]:
@@ -149,6 +150,15 @@ def snapshot(config, workdir: Path, current: state.TrainState, test_images, log:
         report.refresh(workdir)
 
 
+def keep_programs(workdir: Path):
+    """Compiled programs stay in the workdir for the next start, unless JAX_COMPILATION_CACHE_DIR names another place.
+
+    Not on CPUs, where a program of one machine may be none of another's.
+    """
+    if not jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+
+
 def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainState:
     """Trains in `workdir`; all that can be wrong with the request is found before anything is written.
 
@@ -162,7 +172,9 @@ def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainS
     images = {split: data.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         evaluation.from_config(config, recipe.experiment)
-    return fit(config, cli.claim(workdir, config, base), recipe, images)
+    workdir = cli.claim(workdir, config, base)
+    keep_programs(workdir)
+    return fit(config, workdir, recipe, images)
 
 
 def main(argv: list[str] | None = None):

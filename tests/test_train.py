@@ -182,3 +182,24 @@ def test_a_broken_loss_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(SystemExit, match="step 7: the loss is nan; the last checkpoint is kept"):
         train.check_finite(7, float("nan"))
     train.check_finite(7, 1.0)
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        train.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir is None  # on a CPU
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        train.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    "several, expected",
+    [(1, [1] * 9), (4, [1, 1, 1, 4, 1, 1])],  # a mark at 10, and the end at 16
+)
+def test_programs_of_several_steps_end_where_something_is_due(several, expected):
+    assert list(train.dispatches(7, 16, several, [10, 100])) == expected
