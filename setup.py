@@ -31,6 +31,7 @@ setup(
         "clu>=0.0.12",
         "chex>=0.1.92",
         "tensorflow-datasets>=4.9.10",
+        "importlib_resources>=6",  # TensorFlow Datasets' checksums need it and do not say so
         "array_record>=0.8.3",
         "numpy>=2",
         "ml_dtypes>=0.5",

@@ -14,7 +14,8 @@ from score_st.config import ConfigError, differences, flatten, load, to_json
 
 # keys that may change from one run to the next in the same workdir
 FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
-FREE += ("data.memory_gb", "data.num_threads")
+FREE += ("data.memory_gb", "data.num_threads", "data.download", "data.prepared")
+FREE += ("training.fsdp", "training.remat", "training.n_jitted_steps")
 # keys that say what the weights of a checkpoint mean
 MEANING = (
     "model.",

@@ -102,6 +102,8 @@ def default() -> ConfigDict:
         dict(
             dataset="CIFAR10",
             dir="",  # ours: where the files are looked for (README, Data)
+            download=False,  # ours: what is missing is fetched into data.dir
+            prepared="",  # ours: a folder with decoded copies, which `python -m score_st.data` makes
             memory_gb=4.0,  # ours: decoded images of a split are kept if they take no more
             num_threads=2,  # ours: that read ahead; the batches are the same for any number
             image_size=32,

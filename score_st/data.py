@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import pictures, sources
+from score_st import fetch, pictures, prepared, sources
 from score_st.config import ConfigError, choose
 
 DEQUANTIZATIONS = {"none": "x/(L-1)", "uniform": "(x + u)/L", "lossless": "x/(L-1), with a discretised decoder"}
@@ -28,7 +28,16 @@ def load(config, split: str) -> np.ndarray | pictures.Encoded:
     choose(DEQUANTIZATIONS, data.dequantization, "data.dequantization")
     if data.num_threads < 0:
         raise ConfigError(f"config.data.num_threads={data.num_threads}: should be 0 or more")
-    images = sources.read(config, split)
+    images = prepared.opened(config, split) if data.prepared else None
+    if images is not None:
+        return images
+    try:
+        images = sources.read(config, split)
+    except sources.Missing:
+        if not data.download:
+            raise
+        fetch.fetch(config)
+        images = sources.read(config, split)
     for key, size in (("image_size", images.shape[1]), ("num_channels", images.shape[3])):
         if data[key] != size:
             raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")

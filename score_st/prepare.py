@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st import cli, data, pictures, progress
+from score_st import cli, data, pictures, prepared, progress
 from score_st.config import ConfigError
 
 EXAMPLES = """\
   python -m score_st.data --config configs/vp/DIGITS/ddpmpp_nll_st.py
   python -m score_st.data --config configs/vp/CELEBA/ddpmpp_nll_st.py --config.data.dir=celeba --workdir runs/celeba
+  python -m score_st.data --config configs/vp/CELEBA/ddpmpp_nll_st.py --config.data.dir=celeba \\
+      --config.data.prepared=celeba64 --config.data.download=True
   python -m score_st.data --config mine.py --config.data.dataset=FOLDER --config.data.dir=photographs"""
 
 
@@ -69,11 +71,25 @@ def shown(config, images, count: int = 64) -> np.ndarray:
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)
 
 
+def decoded(config, split: str, images: np.ndarray | pictures.Encoded) -> np.ndarray:
+    """The prepared copy of encoded images, made if need be; other images as they are."""
+    if not isinstance(images, pictures.Encoded):
+        return images
+    try:
+        prepared.make(config, split, images)
+    except ConfigError:
+        survey(images, split)  # if images are broken, it counts and names them
+        raise
+    return prepared.opened(config, split)
+
+
 def main(argv: list[str] | None = None):
     parser = cli.parser("data", "Reads a data set: statistics, speed, a picture.", EXAMPLES, workdir=".")
     arguments = cli.parse(parser, argv)
     config, out = arguments.config, Path(arguments.workdir) / f"data_{arguments.config.data.dataset}"
     images = {split: data.load(config, split) for split in ("train", "test")}
+    if config.data.prepared and jax.process_index() == 0:
+        images = {split: decoded(config, split, array) for split, array in images.items()}
     result = {split: survey(array, split) for split, array in images.items()}
     batch, began = config.training.batch_size, time.perf_counter()
     stream = data.Stream(images["train"], batch, config.seed, threads=config.data.num_threads)

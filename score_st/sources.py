@@ -23,13 +23,17 @@ from score_st.pictures import reading
 ALIASES = {"train": ("train",), "test": ("test", "valid", "validation", "val")}
 
 
+class Missing(ConfigError):
+    """The files of a data set are not where they are looked for."""
+
+
 def find(config, *names: str, folders: tuple[str, ...] = ("",)) -> Path:
     """The first of `names` that is in data.dir, or in one of its `folders`; otherwise says where it is to be had."""
     places = [Path(config.data.dir or ".") / folder for folder in folders]
     for path in (place / name for place in places for name in names):
         if path.exists():
             return path
-    raise ConfigError(
+    raise Missing(
         f"config.data.dir={config.data.dir!r}: no {' or '.join(filter(None, names)) or 'file'} there (looked in "
         f"{', '.join(map(str, places))}); {SOURCES[config.data.dataset][1]}"
     )

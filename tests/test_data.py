@@ -1,15 +1,25 @@
 """Fashion-MNIST's files, the stream of batches, and the command that looks at a data set."""
 
+import functools
 import gzip
+import hashlib
+import http.server
 import json
 import struct
+import threading
+import types
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core.download import checksums
 
-from score_st import config, data, prepare, sources
+from score_st import config, data, fetch, pictures, prepare, prepared, sources
+
+ROOT = Path(__file__).parent.parent
 
 
 def idx(images: np.ndarray) -> bytes:
@@ -134,3 +144,67 @@ def test_broken_files_are_counted(pictured):
     with pytest.raises(config.ConfigError, match="2 of 20 images of train are broken: .*03.png.*05.png"):
         prepare.main(argv)
     assert not (pictured / "out").exists()
+
+
+def test_a_prepared_copy_goes_on_where_it_was(pictured, monkeypatch):
+    """Broken off by a file that is missing for a while; then read without the originals, to the same bytes."""
+    monkeypatch.setattr(prepared, "CHUNK", 4)
+    folder, copy = pictured / "photographs/train", pictured / "copy"
+    made = config.load(pictured / "mine.py", {"data.prepared": str(copy)})
+    expected = np.asarray(data.load(config.load(pictured / "mine.py"), "train"))
+    argv = ["--config", str(pictured / "mine.py"), "--workdir", str(pictured), f"--config.data.prepared={copy}"]
+    content = (folder / "10.png").read_bytes()
+    (folder / "10.png").write_bytes(b"broken")
+    with pytest.raises(config.ConfigError, match="1 of 20 images of train are broken: .*10.png"):
+        prepare.main(argv)
+    assert json.loads((copy / "FOLDER_train_8x3.part.json").read_text())["done"] == 8
+    assert prepared.opened(made, "train") is None
+    (folder / "10.png").write_bytes(content)
+    read, image = [], pictures.Encoded.image
+    monkeypatch.setattr(pictures.Encoded, "image", lambda self, i: read.append(i) or image(self, i))
+    prepare.main(argv)
+    assert read[:2] == [0, 0] and sorted(read[2:14]) == list(range(8, 20))  # the first are read to see what they are
+    for path in sorted((pictured / "photographs").rglob("*.png")):
+        path.unlink()
+    images = data.load(made, "train")
+    np.testing.assert_array_equal(images, expected)
+    assert json.loads((copy / "FOLDER_train_8x3.json").read_text())["crc32"] == zlib.crc32(expected.tobytes())
+    with pytest.raises(config.ConfigError, match="name another data.prepared"):
+        data.load(config.load(pictured / "mine.py", {"data.prepared": str(copy), "data.dir": "elsewhere"}), "train")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Fashion-MNIST's files (ten images each) at an address that TensorFlow Datasets is told of."""
+    root, infos = tmp_path / "served", {}
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8)
+    for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+        content = gzip.compress(idx(images))
+        (root / name).write_bytes(content)
+        sums = dict(size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=name)
+        infos[f"http://127.0.0.1:{server.server_port}/{name}"] = checksums.UrlInfo(**sums)
+    monkeypatch.setattr(tfds, "builder_cls", lambda name: types.SimpleNamespace(url_infos=infos))
+    yield root, images
+    server.shutdown()
+
+
+def test_what_is_missing_is_fetched_and_checked(served, tmp_path):
+    root, images = served
+    settings = {"data.download": "True", "data.dir": str(tmp_path / "fashion")}
+    made = config.load(ROOT / "configs/vp/FASHION_MNIST/ddpmpp_nll_st.py", settings)
+    content = (root / "train-images-idx3-ubyte.gz").read_bytes()
+    (root / "train-images-idx3-ubyte.gz").write_bytes(content[:-9] + b"123456789")
+    with pytest.raises(config.ConfigError, match="FASHION_MNIST can't be fetched .*[Cc]hecksum"):
+        fetch.fetch(made)
+    (root / "train-images-idx3-ubyte.gz").write_bytes(content)
+    fetch.fetch(made)
+    np.testing.assert_array_equal(data.load(made, "train")[:, 2:-2, 2:-2, 0], images)
+    with pytest.raises(config.ConfigError, match="data.download: needs data.dir"):
+        fetch.fetch(config.load(ROOT / "configs/vp/FASHION_MNIST/ddpmpp_nll_st.py"))
+    with pytest.raises(config.ConfigError, match="IMAGENET32 is fetched by hand; the others are FASHION_MNIST"):
+        fetch.fetch(config.load(ROOT / "configs/vp/IMAGENET32/ddpmpp_st.py", {"data.dir": "x"}))
