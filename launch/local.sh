@@ -86,7 +86,7 @@ stop_later() {
   local seconds=5
   case $1 in
     137 | 134) kill -KILL "${pids[@]}" 2>/dev/null || true; return ;;
-    143) seconds=300 ;;
+    143) seconds=300; kill -TERM "${pids[@]}" 2>/dev/null || true ;; # one that has not begun waits for nobody
   esac
   (sleep "$seconds"; kill -KILL "${pids[@]}" 2>/dev/null) >/dev/null 2>&1 &
   watcher=$!
