@@ -54,8 +54,8 @@ def point(config, made, params, num: int, seed: int, distance) -> dict:
     return {"nfe": nfe, "distance": distance(images), "images": images[:SHOWN]}
 
 
-def distance_to_data(config, features: str, weights: str | None):
-    """A function from uint8 images to their Fréchet distance from the training images, and the figure's name."""
+def distance_to_data(config, features: str, weights: str | None, count: int | None):
+    """A function from uint8 images to their Fréchet distance from `count` training images, and the figure's name."""
     module, levels = quality.EXTRACTORS[features], config.data.num_levels
     params, _ = quality.weights(module, weights)
     apply = quality.on_devices(module.Network(module.RESIZING), params)
@@ -66,7 +66,12 @@ def distance_to_data(config, features: str, weights: str | None):
             found = quality.extract(apply, config.eval.batch_size, pixels, label, [])
         return found["mean"], found["covariance"]
 
-    reference = functools.cache(lambda: moments(data.load(config, "train"), "features of the training images"))
+    @functools.cache
+    def reference():
+        images = data.load(config, "train")
+        chosen = np.sort(np.random.RandomState(0).permutation(len(images))[:count])
+        return moments(images[chosen] if count else images, "features of the training images")
+
     name = "FID" if features == "inception" else f"FD-{features}"
     return lambda images: quality.frechet(*moments(images, "features of samples"), *reference()), name
 
@@ -103,6 +108,7 @@ def main(argv: list[str] | None = None):
     option("--nfe", default="10,20,50,100,1000", help="evaluations (default 10,20,50,100,1000)")
     option = parser.add_argument_group("distance").add_argument
     option("--features", choices=quality.EXTRACTORS, default="inception", help="default inception")
+    option("--reference", type=int, metavar="N", help="training images to compare with, a fixed draw (default all)")
     option("--weights", metavar="FILE", help="of the features; see score_st.eval")
     arguments = cli.parse(parser, argv)
     config, workdir = arguments.config, Path(arguments.workdir)
@@ -116,9 +122,10 @@ def main(argv: list[str] | None = None):
     made = experiment.from_config(config)
     grids = {s: TOLERANCES if s == "ode" else counts for s in arguments.samplers.split(",")}
     variants = {(s, nfe): settings(config, s, nfe) for s, values in grids.items() for nfe in values}
-    distance, name = distance_to_data(config, arguments.features, arguments.weights)
+    distance, name = distance_to_data(config, arguments.features, arguments.weights, arguments.reference)
     restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
     about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    about |= {"reference": arguments.reference} if arguments.reference else {}
     asked = about | {"weights_crc32": ledger.checksum(restored.ema), "sampling": config.sampling.to_dict()}
     book = ledger.Ledger(workdir / "eval/samplers.jsonl", asked)
     points, loop = {s: [] for s in grids}, progress.Loop("points", 0, len(variants), "points")
