@@ -95,10 +95,11 @@ def eval_job(config, devices) -> Job:
     one = state.replicated(Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,)))
     images = jax.ShapeDtypeStruct((group, *made.image_shape), jnp.uint8)
     indices, key = jax.ShapeDtypeStruct((group,), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-    flow = evaluation.from_config(config, made).nll
+    arguments = made.abstract_state.ema, images, indices, key, jax.ShapeDtypeStruct((), bool)
     with jax.default_matmul_precision("highest"):
-        lowered = jax.jit(flow).lower(*on(one, (made.abstract_state.ema, images, indices, key)))
-    return Job(lowered, size(made.abstract_state.ema), group, forward_flops(made, group), passes=6)
+        lowered = jax.jit(evaluation.from_config(config, made).nll).lower(*on(one, arguments))
+    passes = 1 if config.model.dtype == "bfloat16" else 6
+    return Job(lowered, size(made.abstract_state.ema), group, forward_flops(made, group), passes=passes)
 
 
 def sample_job(config, devices) -> Job:
@@ -160,6 +161,7 @@ def ladder(config, what: str, chips: int) -> Iterator[tuple[dict, float, int]]:
             yield {key: group // by}, 1 / by, 1
         return
     settings, left, share = {}, 1.0, config.training.batch_size // chips // config.optim.num_micro_batch
+    share //= 1 + config.training.mixed  # whose halves are not split
     if config.model.dtype != "bfloat16":
         settings, left = settings | {"model.dtype": "bfloat16"}, left / 2
         yield settings, left, 1
@@ -169,7 +171,8 @@ def ladder(config, what: str, chips: int) -> Iterator[tuple[dict, float, int]]:
     for by in (n for n in range(2, share + 1) if share % n == 0):
         settings = settings | {"optim.num_micro_batch": by * config.optim.num_micro_batch}
         yield settings, left / by, 1
-    yield settings | {"training.fsdp": chips}, left / max(share, 1), chips
+    if config.training.fsdp < chips:
+        yield settings | {"training.fsdp": chips}, left / max(share, 1), chips // config.training.fsdp
 
 
 JOBS: dict[str, Callable] = {"train": train_job, "eval": eval_job, "sample": sample_job}

@@ -157,3 +157,17 @@ def test_bad_requests(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = refused(capsys, plan.main, ["--config", DIGITS, "--topology", "v5e:2x2"])
     assert "pip install -e '.[plan]'" in error
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -e '.[plan]'")
+def test_data_parallel_program(tmp_path):
+    """One sum of all gradients, in float32; nothing else is communicated but metrics."""
+    small = {"model.nf": "8", "model.ch_mult": "(1,)", "model.dtype": "bfloat16", "training.batch_size": "8"}
+    found = plan.plan(DIGITS, small, tpu.topology("v5e:2x2"), "train", tmp_path)
+    params = found["state"] // 4 // 4
+    (gradients, *rest) = found["collectives"]
+    assert (gradients["kind"], gradients["types"], gradients["group"]) == ("all-reduce", "f32", 4)
+    assert 4 * params <= gradients["bytes"] <= 4 * params + 64
+    assert sum(c["bytes"] for c in rest) < 64
+    assert found["fits"] and found["hbm"] < 2**30
+    assert found["flops"] == pytest.approx(3 * found["forward"], rel=0.2)
