@@ -154,6 +154,15 @@ def _within(instruction: Instruction) -> list[str]:
     return [name for how, name in CALLED.findall(instruction.arguments) if how in ("calls", "to_apply")]
 
 
+def sources(traffic: collections.Counter) -> collections.Counter:
+    """`Program.traffic` by direction and the last names of the scope: "backward GroupNorm_0/mul"."""
+    found = collections.Counter()
+    for name, size in traffic.items():
+        way = "backward " if "transpose(" in name else "forward " if "jvp(" in name else ""
+        found[way + "/".join(name.split("/")[-2:]) if name else "other"] += size
+    return found
+
+
 def group_size(arguments: str) -> int:
     """Of replica_groups in its three notations, {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'a'}; else 1."""
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", arguments):

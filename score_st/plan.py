@@ -7,7 +7,6 @@ is needed. Memory, FLOPs and communication are the compiler's. Times are a roofl
 import argparse
 import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -21,16 +20,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
-from score_st import cli, experiment, hlo, sample, state, tpu, train
+from score_st import cli, experiment, hlo, sample, state, step, tpu
 from score_st import eval as evaluation
 from score_st.config import ConfigError, flatten, load
 
 EXAMPLES = """\
-  python -m score_st.plan --config configs/vp/CIFAR10/ddpmpp_nll_st.py --topology v5e:2x4 \\
-      --config.model.dtype=bfloat16
+  python -m score_st.plan --config configs/vp/CIFAR10/ddpmpp_nll_st.py --topology v5e:2x4
   python -m score_st.plan --config configs/ve/celebahq/uncsnpp_st.py --topology v5e:4x4 --search
   python -m score_st.plan --config configs/vp/CIFAR10/*.py --topology v5e:4x4 v4:2x2x2 --search --table plans.md
   python -m score_st.plan --config configs/vp/CIFAR10/ddpmpp_nll_st.py --topology v5e:4x4 --what sample
@@ -76,15 +72,16 @@ def on(sharding, tree):
 
 
 def train_job(config, devices) -> Job:
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-    recipe = train.recipe_from_config(config, len(devices))
-    made, whole = recipe.experiment, state.replicated(mesh)
-    images = jax.ShapeDtypeStruct((config.training.batch_size, *made.image_shape), jnp.uint8)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.jit(functools.partial(train.train_step, recipe=recipe), donate_argnums=0, out_shardings=(whole, whole))
-    lowered = step.lower(on(whole, made.abstract_state), on(state.sharded(mesh), images), on(whole, key))
-    share, micro = config.training.batch_size // len(devices), config.optim.num_micro_batch
-    return Job(lowered, size(made.abstract_state), share, forward_flops(made, share), micro)
+    """One step; training.n_jitted_steps is how many of them a program has."""
+    mesh = state.mesh(config.training.fsdp, devices)
+    recipe = step.from_config(config, mesh)
+    made, batch, micro = recipe.experiment, config.training.batch_size, config.optim.num_micro_batch
+    images = jax.ShapeDtypeStruct((batch, *made.image_shape), jnp.uint8)
+    lowered = step.jitted(recipe).lower(made.abstract_state, images, jax.eval_shape(lambda: jax.random.key(0)))
+    shares = zip(jax.tree.leaves(made.abstract_state), jax.tree.leaves(recipe.state_shardings), strict=True)
+    held = sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in shares)
+    share = batch // len(devices)
+    return Job(lowered, held, share, forward_flops(made, share), micro)
 
 
 def eval_job(config, devices) -> Job:
@@ -92,21 +89,20 @@ def eval_job(config, devices) -> Job:
     made = experiment.from_config(config)
     group = config.eval.group or config.eval.batch_size // len(devices)
     state.check_divisible("eval.batch_size", config.eval.batch_size, len(devices) * group, "the number of devices")
-    one = state.replicated(Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,)))
+    one = state.replicated(state.mesh(devices=devices[:1]))
     images = jax.ShapeDtypeStruct((group, *made.image_shape), jnp.uint8)
     indices, key = jax.ShapeDtypeStruct((group,), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
     arguments = made.abstract_state.ema, images, indices, key, jax.ShapeDtypeStruct((), bool)
     with jax.default_matmul_precision("highest"):
         lowered = jax.jit(evaluation.from_config(config, made).nll).lower(*on(one, arguments))
-    passes = 1 if config.model.dtype == "bfloat16" else 6
-    return Job(lowered, size(made.abstract_state.ema), group, forward_flops(made, group), passes=passes)
+    return Job(lowered, size(made.abstract_state.ema), group, forward_flops(made, group), passes=6)
 
 
 def sample_job(config, devices) -> Job:
     """One group of images; each device has its own."""
     sample.check(config)
     made, group = experiment.from_config(config), config.sampling.group
-    one = state.replicated(Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,)))
+    one = state.replicated(state.mesh(devices=devices[:1]))
     indices = jax.ShapeDtypeStruct((group,), jnp.int32)
     lowered = sample.generator(config, made, 0).lower(*on(one, (made.abstract_state.ema, indices)))
     return Job(lowered, size(made.abstract_state.ema), group, forward_flops(made, group))
@@ -126,26 +122,17 @@ def compile(job: Job) -> dict:
         return {"fits": False, "hbm": needed, "hbm_limit": limit, "seconds": time.perf_counter() - began}
     memory, program = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     parts = ("argument", "output", "temp", "generated_code")
-    traffic = program.traffic()
+    traffic, cost = program.traffic(), compiled.cost_analysis()
     return {
         "fits": True,
         "hbm": sum(getattr(memory, f"{part}_size_in_bytes") for part in parts) - memory.alias_size_in_bytes,
-        "flops": compiled.cost_analysis()["flops"] * job.loops,
+        "flops": cost["flops"] * job.loops,
         "bytes": sum(traffic.values()),
-        "xla_bytes": compiled.cost_analysis()["bytes accessed"],
-        "sources": dict(sources(traffic).most_common(12)),
+        "xla_bytes": cost["bytes accessed"],
+        "sources": dict(hlo.sources(traffic).most_common(12)),
         "collectives": [dataclasses.asdict(c) for c in program.collectives()],
         "seconds": time.perf_counter() - began,
     }
-
-
-def sources(traffic: collections.Counter) -> collections.Counter:
-    """By direction and the last names of the scope, without the numbers of modules: "backward GroupNorm_0/mul"."""
-    found = collections.Counter()
-    for name, size in traffic.items():
-        way = "backward " if "transpose(" in name else "forward " if "jvp(" in name else ""
-        found[way + "/".join(name.split("/")[-2:]) if name else "other"] += size
-    return found
 
 
 def ladder(config, what: str, chips: int) -> Iterator[tuple[dict, float, int]]:
@@ -160,14 +147,12 @@ def ladder(config, what: str, chips: int) -> Iterator[tuple[dict, float, int]]:
         for by in (n for n in range(2, group + 1) if group % n == 0):
             yield {key: group // by}, 1 / by, 1
         return
-    settings, left, share = {}, 1.0, config.training.batch_size // chips // config.optim.num_micro_batch
-    share //= 1 + config.training.mixed  # whose halves are not split
-    if config.model.dtype != "bfloat16":
-        settings, left = settings | {"model.dtype": "bfloat16"}, left / 2
-        yield settings, left, 1
-    if config.training.remat == "none":
-        settings, left = settings | {"training.remat": "blocks"}, left / 2
-        yield settings, left, 1
+    halves = 1 + config.training.mixed  # which are not split
+    settings, left, share = {}, 1.0, config.training.batch_size // chips // config.optim.num_micro_batch // halves
+    for key, value in (("dtype", "bfloat16"), ("remat", "blocks")):
+        if config.training[key] != value:
+            settings, left = settings | {f"training.{key}": value}, left / 2
+            yield settings, left, 1
     for by in (n for n in range(2, share + 1) if share % n == 0):
         settings = settings | {"optim.num_micro_batch": by * config.optim.num_micro_batch}
         yield settings, left / by, 1
@@ -182,24 +167,19 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
 
 
-def write(path: Path, text: str):
-    try:
-        cli.write(path, text)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be written ({error.strerror}); name a file that can") from error
-
-
-def plan(path: str, overrides: dict[str, str], where: tpu.Topology, what: str, cache: Path) -> dict:
-    """The plan of one program, from the cache if it is there; as JSON has it."""
+def plan(path: str, overrides: dict[str, str], where: tpu.Topology, what: str, cache: Path, cached=False):
+    """The plan of one program, from the cache if it is there (or None with `cached`); as JSON has it."""
     config = load(path, overrides)
     job = JOBS[what](config, where.devices())
     key = json.dumps([job.lowered.as_text(), where.name, what, versions()])
     file = cache.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if file.exists():
         made = json.loads(file.read_text())
+    elif cached:
+        return None
     else:
         made = compile(job) | {"versions": versions()}
-        write(file, json.dumps(made, indent=1))
+        cli.write(file, json.dumps(made, indent=1))
     about = {"config": path, "overrides": overrides, "topology": where.name, "what": what, "file": str(file)}
     numbers = {"state": job.state, "images": job.images, "forward": job.forward, "passes": job.passes}
     if what == "train":
@@ -217,19 +197,18 @@ def options(result: dict, config, where: tpu.Topology) -> Iterator[tuple[dict, f
         yield settings, result["state"] / sharing + rest * left
 
 
-def search(path: str, overrides: dict[str, str], where: tpu.Topology, what: str, cache: Path) -> Iterator[dict]:
-    """Plans down the ladder, the last of which fits if one does; what clearly can't fit is not compiled."""
-    result = plan(path, overrides, where, what, cache)
-    yield result
-    while not result["fits"]:
-        config = load(path, overrides)
-        better = (made for made, hbm in options(result, config, where) if hbm < 0.98 * result["hbm_limit"])
-        settings = next(better, None)
+def search(path: str, overrides: dict[str, str], where: tpu.Topology, arguments) -> Iterator[dict]:
+    """A plan, and with --search more of them, until one fits; what clearly can't is not compiled."""
+    how = where, arguments.what, arguments.cache, arguments.cached
+    while result := plan(path, overrides, *how):
+        yield result
+        if result["fits"] or not arguments.search:
+            return
+        possible = options(result, load(path, overrides), where)
+        settings = next((made for made, hbm in possible if hbm < 0.98 * result["hbm_limit"]), None)
         if settings is None:
             return
         overrides = overrides | {key: str(value) for key, value in settings.items()}
-        result = plan(path, overrides, where, what, cache)
-        yield result
 
 
 def gib(size: float) -> str:
@@ -278,7 +257,7 @@ for a chip and step; the time is a roofline's, not measured, and a lower bound:
 
     {formula}
 
-Chips and links: `score_st/tpu.py`. Made, and gone on with, by
+Chips and links: `score_st/tpu.py`. Made, and gone on with where rows are missing, by
 
     {command}
 
@@ -287,22 +266,38 @@ Chips and links: `score_st/tpu.py`. Made, and gone on with, by
 """
 
 
-def row(result: dict, where: tpu.Topology) -> str:
-    """Of the table, for a plan of training."""
-    settings = " ".join(f"{key}={value}" for key, value in result["overrides"].items()) or "none"
-    start = [result["config"], where.name, settings, result["batch_size"], result["images"]]
-    if not result["fits"]:
-        limit = gib(result["hbm_limit"])
-        return _cells(*start, f"{gib(result['hbm'])}, above {limit}", "", "", "", "", "", result["n_iters"], "")
-    times = result["estimate"]
-    hbm = f"{gib(result['hbm'])} of {where.chip.hbm}"
-    numbers = f"{result['flops'] / 1e12:.2f}", f"{result['bytes'] / 1e9:.1f}", f"{1e3 * times['step']:.1f}"
-    days = f"{times['step'] * result['n_iters'] / 86400:.1f}"
-    return _cells(*start, hbm, *numbers, times["bound"], f"{times['mfu']:.0%}", result["n_iters"], days)
-
-
-def _cells(*cells) -> str:
+def row(path: str, where: tpu.Topology, found: list[dict]) -> str:
+    """Of the table, for the last plan of training."""
+    cells = [path, where.name] + [""] * 11
+    if not found:
+        cells[2] = "not compiled yet"
+    else:
+        result = found[-1]
+        cells[2] = " ".join(f"{key}={value}" for key, value in result["overrides"].items()) or "none"
+        cells[3:6], cells[11] = (result["batch_size"], result["images"], gib(result["hbm"])), result["n_iters"]
+        if times := result.get("estimate"):
+            cells[6:9] = f"{result['flops'] / 1e12:.2f}", f"{result['bytes'] / 1e9:.1f}", f"{1e3 * times['step']:.1f}"
+            cells[9:11] = times["bound"], f"{times['mfu']:.0%}"
+            cells[12] = f"{times['step'] * result['n_iters'] / 86400:.1f}"
+        else:
+            cells[5] = f"does not fit: {cells[5]}"
     return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def run(arguments, overrides: dict[str, str], places: list[tpu.Topology], command: str):
+    """All plans, with --out and --table rewritten after each."""
+    results, rows = [], HEADER.format(formula=tpu.FORMULA, command=command.replace(" --cached", ""))
+    for path, where in itertools.product(arguments.config, places):
+        found = []
+        for result in search(path, overrides, where, arguments):
+            show(result, where)
+            found.append(result)
+            if arguments.out:
+                cli.write(arguments.out, json.dumps(results + found, indent=1))
+        results += found
+        rows += row(path, where, found)
+        if arguments.table:
+            cli.write(arguments.table, rows)
 
 
 def main(argv: list[str] | None = None):
@@ -318,6 +313,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--what", choices=list(JOBS), default="train", help="the program (default train)")
     parser.add_argument("--search", action="store_true", help="change settings until it fits")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"of plans (default {CACHE})")
+    parser.add_argument("--cached", action="store_true", help="leave out what is not in the cache")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all that is printed, rewritten after each plan")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="of the last plan of each, rewritten likewise")
     parser.add_argument("--config.KEY", dest="_", metavar="VALUE", help="another value for a key")
@@ -327,19 +323,10 @@ def main(argv: list[str] | None = None):
         raise ConfigError(f"--table {arguments.table}: is of training; --out FILE.json would do for others")
     jax.config.update("jax_platforms", "cpu")
     places = [tpu.topology(name) for name in arguments.topology]
-    results, rows = [], []
-    command = " ".join(["python -m score_st.plan", *(sys.argv[1:] if argv is None else argv)])
-    for path, where in itertools.product(arguments.config, places):
-        for result in search(path, overrides, where, arguments.what, arguments.cache):
-            show(result, where)
-            results.append(result)
-            if arguments.out:
-                write(arguments.out, json.dumps(results, indent=1))
-            if not arguments.search:
-                break
-        if arguments.table:
-            rows.append(row(result, where))
-            write(arguments.table, HEADER.format(formula=tpu.FORMULA, command=command) + "".join(rows))
+    try:
+        run(arguments, overrides, places, " ".join(["python -m score_st.plan", *(argv or sys.argv[1:])]))
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: can't be written ({error.strerror}); name a file that can") from error
 
 
 if __name__ == "__main__":
