@@ -4,7 +4,6 @@ The program of training, evaluation or sampling is compiled by the TPU's own com
 is needed. Memory, FLOPs and communication are the compiler's. Times are a roofline's and not measured.
 """
 
-import argparse
 import collections
 import dataclasses
 import hashlib
@@ -301,22 +300,18 @@ def run(arguments, overrides: dict[str, str], places: list[tpu.Topology], comman
 
 
 def main(argv: list[str] | None = None):
-    parser = cli.Parser(
-        prog="python -m score_st.plan",
-        description="Compiles a program for TPUs that need not be there: memory, FLOPs, communication, a rough time.",
-        epilog=f"examples:\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="configurations, see configs/")
-    parser.add_argument("--topology", nargs="+", required=True, metavar="NAME", help="v5e:4x4, v4:2x2x2, ...")
-    parser.add_argument("--what", choices=list(JOBS), default="train", help="the program (default train)")
-    parser.add_argument("--search", action="store_true", help="change settings until it fits")
-    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"of plans (default {CACHE})")
-    parser.add_argument("--cached", action="store_true", help="leave out what is not in the cache")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="all that is printed, rewritten after each plan")
-    parser.add_argument("--table", type=Path, metavar="FILE.md", help="of the last plan of each, rewritten likewise")
-    parser.add_argument("--config.KEY", dest="_", metavar="VALUE", help="another value for a key")
+    about = "Compiles a program for TPUs that need not be there: memory, FLOPs, communication, a rough time."
+    parser = cli.documented("plan", about, EXAMPLES)
+    option = parser.add_argument_group("plan").add_argument
+    option("--config", nargs="+", required=True, metavar="FILE", help="configurations, see configs/")
+    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.fsdp=16")
+    option("--topology", nargs="+", required=True, metavar="NAME", help="v5e:4x4, v4:2x2x2, ...")
+    option("--what", choices=list(JOBS), default="train", help="the program (default train)")
+    option("--search", action="store_true", help="change settings until it fits")
+    option("--cache", type=Path, default=CACHE, metavar="DIR", help=f"of plans (default {CACHE})")
+    option("--cached", action="store_true", help="leave out what is not in the cache")
+    option("--out", type=Path, metavar="FILE.json", help="all that is printed, rewritten after each plan")
+    option("--table", type=Path, metavar="FILE.md", help="of the last plan of each, rewritten likewise")
     overrides, rest = cli.overrides(argv)
     arguments = parser.parse_args(rest)
     if arguments.table and arguments.what != "train":
