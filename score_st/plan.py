@@ -252,7 +252,8 @@ HEADER = """\
 # Plans
 
 Compiled for TPUs by libtpu, without a TPU. Memory, FLOPs and bytes to and from HBM are those of the compiled program,
-for a chip and step; the time is a roofline's, not measured, and a lower bound:
+for a chip and step (XLA's `bytes accessed` counts vector memory too, and is up to five times that). The time is a
+roofline's, not measured, and a lower bound:
 
     {formula}
 
