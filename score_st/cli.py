@@ -77,15 +77,9 @@ def parser(command: str, description: str, examples: str, codes: dict | None = N
     return made
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
-    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
-
-    `base` is the file and its configuration as it stands there.
-
-    Raises:
-      ConfigError: see `config.load` and `distributed.start`.
-    """
-    overrides, rest = {}, []
+def overrides(argv: list[str] | None) -> tuple[dict[str, str], list[str]]:
+    """Every --config.KEY=VALUE of the arguments by key, and the other arguments; ConfigError where a value lacks."""
+    found, rest = {}, []
     argv = list(sys.argv[1:] if argv is None else argv)
     while argv:
         word = argv.pop(0)
@@ -97,12 +91,24 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
             if not argv:
                 raise ConfigError(f"{word}: needs a value, as in {word}=VALUE")
             value = argv.pop(0)
-        overrides[key] = value
+        found[key] = value
+    return found, rest
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
+    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
+
+    `base` is the file and its configuration as it stands there.
+
+    Raises:
+      ConfigError: see `config.load` and `distributed.start`.
+    """
+    changes, rest = overrides(argv)
     arguments = parser.parse_args(rest)
     from score_st import distributed  # and with it JAX, which takes seconds
 
     progress.quiet = arguments.quiet
-    file, arguments.config = arguments.config, load(arguments.config, overrides)
+    file, arguments.config = arguments.config, load(arguments.config, changes)
     options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
     distributed.start(flatten(arguments.config) | options)
     arguments.base = {"file": file, "config": load(file).to_dict()}

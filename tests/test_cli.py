@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from score_st import cli, config, convert, edit, prepare, progress, report, sample, sweep, train
+from score_st import cli, config, convert, edit, plan, prepare, progress, report, sample, sweep, train
 from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +121,7 @@ def test_values_are_read_as_their_key_wants():
 
 
 COMMANDS = {"train": train, "eval": evaluation, "sample": sample, "edit": edit, "sweep": sweep, "convert": convert}
-COMMANDS |= {"report": report, "data": prepare}
+COMMANDS |= {"report": report, "data": prepare, "plan": plan}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
