@@ -209,6 +209,24 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDic
     return config.lock()
 
 
+def from_workdir(workdir: str | Path, settings: dict | None = None) -> ConfigDict:
+    """The configuration that `config.json` of a workdir holds, with other values for the keys of `settings`.
+
+    Raises:
+      ConfigError: no such file, a damaged one, an unknown key or a value of the wrong type.
+    """
+    path, config = Path(workdir) / "config.json", default()
+    try:
+        made = flatten(ConfigDict(json.loads(path.read_text())))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: is damaged ({error})") from error
+    for key, value in (made | (settings or {})).items():
+        _set(config, key, str(value))
+    return config.lock()
+
+
 def _suggest(key: str) -> str:
     known = list(flatten(default()))
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
