@@ -199,7 +199,7 @@ def _images(model: Model, x, scaled: bool):
 @functools.partial(jax.jit, static_argnames=("sampler", "scaled"))
 def _draw(model: Model, keys, sampler: Sampler, scaled: bool, known=None):
     made, sde = model.experiment, sampling.sampling_sde(model.config, model.sde)
-    project = {} if known is None else {"project": control.inpaint(sde, *known)}
+    project: dict = {} if known is None else {"project": control.inpaint(sde, *known)}
     return _images(model, sampler(made.score(model.params), sde, keys, made.image_shape, **project)[0], scaled)
 
 
