@@ -28,7 +28,7 @@ SETTINGS |= {"sampling.method": "pc", "sampling.predictor": "ddim", "sampling.st
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Each device compiles for itself."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    mesh = state.mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(state, "mesh", lambda: mesh)
 
 
