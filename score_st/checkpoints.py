@@ -1,35 +1,44 @@
 """Checkpoints in `<workdir>/checkpoints/<step>`: Orbax, written in the background."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
-import orbax.checkpoint as ocp
 
 from score_st import cli, state
 from score_st.config import ConfigError
 
+if TYPE_CHECKING:  # elsewhere where it is needed, as it takes long to import
+    import orbax.checkpoint as ocp
 
-def manager(workdir: str | Path, keep_period: int | None = None, read_only: bool = False) -> ocp.CheckpointManager:
+
+def manager(workdir: str | Path, keep_period: int | None = None, read_only: bool = False) -> "ocp.CheckpointManager":
     """Keeps the newest checkpoint and every one at a multiple of `keep_period`."""
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, keep_period=keep_period, read_only=read_only, create=not read_only
     )
     return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
 
 
-def save(manager: ocp.CheckpointManager, state):
+def save(manager: "ocp.CheckpointManager", state):
     """Starts to write `state` under its step; a step that is there already is left alone."""
+    import orbax.checkpoint as ocp
+
     step = int(state.step)
     if step != manager.latest_step():
         manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore(manager: ocp.CheckpointManager, abstract, mesh, step: int | None = None):
+def restore(manager: "ocp.CheckpointManager", abstract, mesh, step: int | None = None):
     """The state at `step`, by default the newest, laid out on `mesh`; None where there is none.
 
     Args:
       abstract: a state of ShapeDtypeStructs.
     """
+    import orbax.checkpoint as ocp
+
     step = manager.latest_step() if step is None else step
     if step is None:
         return None

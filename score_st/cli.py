@@ -71,7 +71,7 @@ def parser(command: str, description: str, examples: str, codes: dict | None = N
     others |= {143: "SIGTERM; started again, it goes on"}
     made = documented(command, description, examples, others | (codes or {}))
     option = made.add_argument_group("run").add_argument
-    option("--config", required=True, metavar="FILE", help="a configuration, see configs/")
+    option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
     option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     return made

@@ -177,21 +177,43 @@ def flatten(config: ConfigDict | dict) -> dict:
     return flat
 
 
+def packaged() -> dict[str, Path]:
+    """The configurations that come with the package, by name: "vp/CIFAR10/ddpmpp_nll_st"."""
+    inside = Path(__file__).with_name("configs")  # as installed; a checkout has them at the top
+    folder = inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
+
+
+def find(name: str | Path) -> Path:
+    """The file of this path, or else the one of this name, with or without .py, that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known, asked = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
+    if asked in known:
+        return known[asked]
+    close = [key for key in known if key.endswith(f"/{asked}")] or difflib.get_close_matches(asked, known, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(close[:3])}?"
+        if close
+        else "vp/DIGITS/ddpmpp_nll_st is one that comes with the package"
+    )
+    raise ConfigError(f"--config {name}: no such file, and no such name; {hint}")
+
+
 def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDict:
     """The configuration of a file with some keys changed.
 
     Args:
-      path: a Python file that defines `get_config()`.
+      path: a Python file that defines `get_config()`, or a name, see `find`.
       overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
 
     Raises:
       ConfigError: no such file, a file that is no config, an unknown key or a value of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: no such file; the ones that come with the package are under configs/")
+    path = find(path)
     spec = importlib.util.spec_from_file_location("score_st_config", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise ConfigError(f"--config {path}: not a Python file; it should end in .py and define get_config()")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -206,6 +228,24 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDic
         raise ConfigError(f"--config {path}: unknown key {key}{_suggest(key)}")
     for key, text in (overrides or {}).items():
         _set(config, key, text)
+    return config.lock()
+
+
+def from_workdir(workdir: str | Path, settings: dict | None = None) -> ConfigDict:
+    """The configuration that `config.json` of a workdir holds, with other values for the keys of `settings`.
+
+    Raises:
+      ConfigError: no such file, a damaged one, an unknown key or a value of the wrong type.
+    """
+    path, config = Path(workdir) / "config.json", default()
+    try:
+        made = flatten(ConfigDict(json.loads(path.read_text())))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: is damaged ({error})") from error
+    for key, value in (made | (settings or {})).items():
+        _set(config, key, str(value))
     return config.lock()
 
 

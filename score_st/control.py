@@ -13,7 +13,9 @@ from score_st.score import Score
 from score_st.sde import SDE, expand
 
 # orthonormal; the first row is the grey value of an RGB pixel times √3
-GREY_FIRST = np.float32([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt(np.float32([3, 2, 6]))[:, None]
+GREY_FIRST = (
+    np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]], np.float32) / np.sqrt(np.array([3, 2, 6], np.float32))[:, None]
+)
 
 
 def replace(sde: SDE, images, mask, basis=None) -> Project:

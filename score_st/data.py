@@ -7,7 +7,6 @@ Pixels hold whole numbers 0 ... num_levels - 1 until they are on the device, whe
 import dataclasses
 import functools
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +67,8 @@ class Stream:
 
     @functools.cached_property
     def _order(self):
+        import grain
+
         return grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
 
     def batch(self, step: int):
@@ -78,6 +79,8 @@ class Stream:
 
     def batches(self, start: int, stop: int):
         """The batches of steps start ... stop - 1, read ahead by threads."""
+        import grain
+
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=8)
         return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
 

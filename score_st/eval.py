@@ -105,6 +105,11 @@ class Evaluation:
         reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
         return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 
+    def density(self, params, x, indices, key):
+        """The same of -log p by the flow from x [B, H, W, C], scaled already, without dequantisation."""
+        terms, counts = self._flow(params, x, self._inputs(x, indices, key)[3])
+        return terms | counts
+
     def _importance_weighted(self, params, images, indices, key):
         """Terms of the truncated normal bound: their means over K samples, and what the mean of the ratios gains."""
 

@@ -135,7 +135,7 @@ class Mixture:
         halves = [self._halves(a) for a in (x, tau, u, z, z_rec)]
         first = self.first(score, *(a for a, _ in halves))
         second = self.second(score, *(b for _, b in halves))
-        ratio = 1.0
+        ratio = jnp.ones(())
         if self.balanced:
             ratio = jnp.mean((first / second).reshape(self.groups, -1), axis=1)
             ratio = jax.lax.stop_gradient(jnp.repeat(ratio, first.shape[0] // self.groups))
@@ -190,7 +190,7 @@ def half_bin(config) -> float:
 def log_mass_from_config(config) -> Callable:
     """Of the discretised decoder, for lossless figures."""
     low = -1.0 if config.data.centered else 0.0
-    official = dict(cdf=tanh_cdf, floor=1e-12) if config.training.official_loss else {}
+    official: dict = dict(cdf=tanh_cdf, floor=1e-12) if config.training.official_loss else {}
     return functools.partial(discretized_gaussian, low=low, high=1.0, half_bin=half_bin(config), **official)
 
 
@@ -217,6 +217,6 @@ def from_config(config, sde: SDE, groups: int) -> Loss | Mixture | Discrete:
     )
     if not training.mixed:
         return loss
-    second = times.mean(times.uniform) if training.official_loss else times.uniform
-    halves = [dataclasses.replace(loss, law=law) for law in (times.importance, second)]
-    return Mixture(*halves, training.ddpm_weight, training.balanced, groups)
+    uniform = times.mean(times.uniform) if training.official_loss else times.uniform
+    first, second = (dataclasses.replace(loss, law=law) for law in (times.importance, uniform))
+    return Mixture(first, second, training.ddpm_weight, training.balanced, groups)

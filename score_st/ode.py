@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
@@ -22,13 +21,13 @@ class Solver:
     Attributes:
       rtol, atol: local error allowed a step, in root mean square over one image (1e-5 as officially).
       max_steps: accepted and rejected steps together, for each image.
-      method: a diffrax solver; Dormand-Prince 5(4) is what the official code takes from scipy.
+      method: one of SOLVERS; Dormand-Prince 5(4) is what the official code takes from scipy.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 4096
-    method: diffrax.AbstractERK = dataclasses.field(default_factory=diffrax.Dopri5)
+    method: str = "Dopri5"
 
     def solve(self, field: Callable, x, start, end, args=None):
         """Solves dx/ds = field(s, x, args) from `start` to `end` (scalars) for every image of a batch by itself.
@@ -44,12 +43,15 @@ class Solver:
           The states at `end`, the number of evaluations of `field` [B], and whether the end was reached [B]: where it
           was not (max_steps ran out, or the state left the finite numbers), the state is where the solver stopped.
         """
-        tableau = self.method.tableau
+        import diffrax  # takes longer to import than jax
+
+        method = getattr(diffrax, self.method)()
+        tableau = method.tableau
 
         def one(x, args):
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(field),
-                self.method,
+                method,
                 start,
                 end,
                 None,
@@ -71,15 +73,10 @@ class Solver:
         return jax.vmap(one)(x, args)
 
 
-SOLVERS = {
-    "Dopri5": diffrax.Dopri5,
-    "Tsit5": diffrax.Tsit5,
-    "Dopri8": diffrax.Dopri8,
-    "Bosh3": diffrax.Bosh3,
-}
+SOLVERS = {name: name for name in ("Dopri5", "Tsit5", "Dopri8", "Bosh3")}  # as diffrax has them
 
 
 def from_config(section) -> Solver:
     """Reads rtol, atol and (eval) max_steps and solver of a section of the configuration."""
-    method = choose(SOLVERS, section.get("solver", "Dopri5"), "eval.solver")()
+    method = choose(SOLVERS, section.get("solver", "Dopri5"), "eval.solver")
     return Solver(section.rtol, section.atol, section.get("max_steps", Solver.max_steps), method)

@@ -20,6 +20,7 @@ EXAMPLES = """\
 
 killed and started again, it goes on after the last shard that was written"""
 FRAMES = 40  # of a trajectory
+DIVERGED = "the sampler diverged; more steps or another config.sampling.method may do"
 
 
 def generator(config, made: experiment.Experiment, seed: int, frames: int = 1):
@@ -65,10 +66,7 @@ def batches(run: ledger.Runner, generate, first: int, stop: int) -> Iterator[dic
         kept = slice(max(first - start, 0), stop - start)
         found = {name: array[kept] for name, array in found.items()}
         if lost := int((~found.pop("finite")).sum()):
-            raise ConfigError(
-                f"{lost} of {len(found['nfe'])} images are not finite: the sampler diverged; more steps or another "
-                "config.sampling.method may do"
-            )
+            raise ConfigError(f"{lost} of {len(found['nfe'])} images are not finite: {DIVERGED}")
         yield found
 
 

@@ -16,7 +16,6 @@ import time
 import types
 from pathlib import Path
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,10 +129,10 @@ def nll(checkout: str, images: int, steps: int):
 
     solvers = {
         "Dopri5 1e-5": ode.Solver(),
-        "Bosh3 1e-4": ode.Solver(1e-4, 1e-4, method=diffrax.Bosh3()),
-        "Bosh3 7e-5": ode.Solver(7e-5, 7e-5, method=diffrax.Bosh3()),
+        "Bosh3 1e-4": ode.Solver(1e-4, 1e-4, method="Bosh3"),
+        "Bosh3 7e-5": ode.Solver(7e-5, 7e-5, method="Bosh3"),
         "Dopri5 5e-7": ode.Solver(5e-7, 5e-7),
-        "Bosh3 5e-6": ode.Solver(5e-6, 5e-6, method=diffrax.Bosh3()),
+        "Bosh3 5e-6": ode.Solver(5e-6, 5e-6, method="Bosh3"),
     }
     programs = {k: compiled(functools.partial(ours, s), x, z, z_rec, probe) for k, s in solvers.items()}
     found = {}
@@ -174,7 +173,7 @@ def sample_ode(checkout: str, images: int, steps: int):
     )
     made = {
         "Dopri5 1e-5": sampling.ODE(),
-        "Bosh3 1e-4": sampling.ODE(ode.Solver(1e-4, 1e-4, method=diffrax.Bosh3())),
+        "Bosh3 1e-4": sampling.ODE(ode.Solver(1e-4, 1e-4, method="Bosh3")),
         "Dopri5 1e-6": sampling.ODE(ode.Solver(1e-6, 1e-6)),
     }
     samplers(checkout, images, steps, made, call, "Dopri5 1e-6")

@@ -1,6 +1,8 @@
 """Bad requests: one line that says what is right, exit code 2, the workdir untouched."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,45 @@ def test_workdirs(capsys, tmp_path):
     assert "can't be written" in refused(
         capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "file/a.html"]
     )
+
+
+def test_names_that_come_with_the_package(capsys, tmp_path, monkeypatch):
+    """Each by its name, with or without configs/ and .py, wherever one is; a file of that path comes first."""
+    names = {str(path.relative_to(ROOT / "configs"))[:-3]: path for path in (ROOT / "configs").rglob("*.py")}
+    assert config.packaged() == names and len(names) == 54
+    monkeypatch.chdir(tmp_path)
+    for name in ("vp/DIGITS/ddpmpp_nll_st", "vp/DIGITS/ddpmpp_nll_st.py", "configs/vp/DIGITS/ddpmpp_nll_st.py"):
+        assert str(config.find(name)) == DIGITS
+    for name, hint in {
+        "vp/DIGIT/ddpmpp_nll_st": "vp/DIGITS/ddpmpp_nll_st",
+        "uddpmpp_fid_st": "vp/CELEBA/uddpm",
+    }.items():
+        error = refused(capsys, train.main, ["--config", name, "--workdir", tmp_path / "run"])
+        assert f"--config {name}: no such file, and no such name; did you mean" in error and hint in error
+    (tmp_path / "vp/DIGITS").mkdir(parents=True)
+    (tmp_path / "vp/DIGITS/ddpmpp_nll_st").write_text("")
+    assert not config.find("vp/DIGITS/ddpmpp_nll_st").samefile(DIGITS)
+
+
+def test_workdirs_hold_their_configuration(tmp_path):
+    """Of every configuration: what `config.json` gives back is what was written."""
+    for i, path in enumerate(config.packaged().values()):
+        made = config.load(path)
+        cli.claim(tmp_path / str(i), made)
+        assert config.from_workdir(tmp_path / str(i)).to_dict() == made.to_dict()
+    changed = config.from_workdir(tmp_path / "0", {"training.k": 2, "model.ch_mult": (1, 2), "training.st": False})
+    assert (changed.training.k, changed.model.ch_mult, changed.training.st) == (2.0, (1, 2), False)
+
+
+def test_help_imports_nothing_heavy():
+    """What only some commands need is imported where they need it; most take longer than all of JAX."""
+    heavy = "orbax diffrax grain tensorboardX matplotlib sklearn scipy.io pandas tensorflow tensorflow_datasets torch"
+    code = "import runpy, sys\ntry:\n runpy.run_module('score_st.train', run_name='__main__')\n"
+    code += f"except SystemExit:\n print('imported', *({set(heavy.split())} & sys.modules.keys()))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--workdir" in found.stdout and found.stdout.splitlines()[-1] == "imported", found.stdout[-200:]
 
 
 def test_values_are_read_as_their_key_wants():

@@ -1,0 +1,169 @@
+"""The Python API: the numbers of the commands, closed forms, and the blocks of docs/python.md."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian import SHAPE, Gaussian
+
+import score_st
+from score_st import api, checkpoints, cli, config, data, experiment, sample, sampling, score, state
+from score_st import eval as evaluation
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
+SETTINGS = {"model.nf": "8", "model.ch_mult": "(1,)", "model.attention": "False", "sampling.group": "4"}
+SETTINGS |= {"eval.group": "0", "eval.batch_size": "8", "eval.nelbo_iter": "1", "eval.gradient_images": "0"}
+SETTINGS |= {"sampling.method": "pc", "sampling.predictor": "ddim", "sampling.steps": "5"}
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Each device compiles for itself."""
+    mesh = state.mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(state, "mesh", lambda: mesh)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with `runs/digits`, whose checkpoint has random weights."""
+    folder = tmp_path_factory.mktemp("api")
+    made = config.load(DIGITS, SETTINGS)
+    cli.claim(folder / "runs/digits", made)
+    rng, like = np.random.default_rng(0), experiment.from_config(made).abstract_state
+    weights = jax.tree.map(lambda a: rng.normal(0, 0.03, a.shape).astype(a.dtype), like)
+    with checkpoints.manager(folder / "runs/digits") as manager:
+        checkpoints.save(manager, dataclasses.replace(weights, step=np.zeros((), np.int32)))
+    return folder
+
+
+def test_samples_have_the_bits_of_the_command(runs, tmp_path):
+    flags = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    argv = ["--config", DIGITS, "--workdir", runs / "runs/digits", "--num", 6, "--seed", 3, "--out", tmp_path / "a"]
+    sample.main([*map(str, argv), *flags])
+    model = score_st.load(runs / "runs/digits")
+    drawn = model.sample(jax.random.key(3), 6)
+    assert drawn.dtype == jnp.uint8 and drawn.std() > 0
+    np.testing.assert_array_equal(drawn, sample.read_shards(tmp_path / "a"))
+    x = jax.jit(lambda model, key: model.sample(key, 6, scaled=True))(model, jax.random.key(3))
+    assert x.dtype == jnp.float32 and jnp.mean(model.unscale(x) != drawn) < 0.01
+
+
+@pytest.mark.slow  # the next checks the figures faster, against closed forms
+def test_bits_per_dim_are_those_of_the_command(runs, tmp_path):
+    model = score_st.load(runs / "runs/digits", settings={"eval.rtol": 1e-4, "eval.atol": 1e-4})
+    images = data.load(model.config, "test")[:8]
+    changed = config.from_workdir(runs / "runs/digits", {"eval.rtol": 1e-4, "eval.atol": 1e-4})
+    evaluation.evaluate(changed, model.experiment, model.params, 0, images, tmp_path)
+    reported = json.loads((tmp_path / "eval/bpd.json").read_text())["nll"]
+    bits = model.bits_per_dim(images)
+    assert bits.shape == (8,) and reported > 1
+    np.testing.assert_allclose(bits.mean(), reported, atol=1e-4)
+    np.testing.assert_allclose(-model.log_likelihood(images), bits * 64 * np.log(2), rtol=1e-6)
+
+
+GAUSSIAN = Gaussian(0.1, 0.25)
+
+
+class GaussianNet(nn.Module):
+    """The exact score, told t itself."""
+
+    @nn.compact
+    def __call__(self, x, label, train=False, log_label=None):
+        return GAUSSIAN.score(score_st.VP())(x, label)
+
+
+def test_closed_forms(runs, monkeypatch):
+    """Of a Gaussian in each pixel: score, likelihood, the flow, which is linear, samples, what inpainting keeps."""
+    settings = {"data.image_size": 2, "data.num_levels": 256, "eval.n_probes": 4}
+    settings |= {f"{section}.{key}": 1e-6 for section in ("eval", "sampling") for key in ("rtol", "atol")}
+    changed = config.load(DIGITS, {key: str(value) for key, value in (SETTINGS | settings).items()})
+    plain = score.Parametrization(lambda t: t, jnp.ones_like)
+    made = dataclasses.replace(experiment.from_config(changed), network=GaussianNet(), parametrization=plain)
+    monkeypatch.setattr(api, "_experiment", lambda _: made)
+    model, n = score_st.Model({}, api.FrozenConfigDict(changed)), 512
+    assert model.image_shape == SHAPE
+    x = GAUSSIAN.sample(jax.random.key(0), n)
+    np.testing.assert_allclose(
+        model.score(x, 0.3), GAUSSIAN.score(model.sde)(x, jnp.full(n, 0.3)), rtol=1e-4, atol=1e-4
+    )
+    nll = GAUSSIAN.nll(x)
+    np.testing.assert_allclose(-model.log_likelihood(x), nll, atol=0.01)
+    bits = nll / (4 * np.log(2)) + 7  # 256 levels on [-1, 1]
+    np.testing.assert_allclose(model.bits_per_dim(x), bits, atol=0.01)
+    gap = model.bits_per_dim(model.unscale(x)) - bits  # of what dequantisation and reconstruction draw
+    assert abs(gap.mean()) < 0.01 + 3 * gap.std() / n**0.5 < 0.1
+    moments = lambda t: (model.sde.alpha(t) * GAUSSIAN.mean, jnp.hypot(model.sde.alpha(t) * 0.25, model.sde.sigma(t)))
+    (m, s), (m_end, s_end) = moments(model.sde.eps), moments(1.0)
+    z = (model.sde.alpha(model.sde.eps) * x - m) / s * s_end + m_end
+    np.testing.assert_allclose(model.encode(x), z, atol=2e-3)
+    np.testing.assert_allclose(model.decode(z, scaled=True), x, atol=2e-3)
+    drawn = model.sample(jax.random.key(0), n, "heun", 40, scaled=True)
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [GAUSSIAN.mean, GAUSSIAN.std], atol=0.03)
+    mask = np.array([1.0, 0.0])[:, None, None]
+    completed = model.inpaint(jax.random.key(1), x, mask, steps=50, scaled=True)
+    np.testing.assert_allclose(completed[:, 0], x[:, 0], atol=0.02)
+    np.testing.assert_allclose(completed[:, 1].mean(), GAUSSIAN.mean, atol=0.05)
+    assert abs(np.corrcoef(completed[:, 1].ravel(), x[:, 1].ravel())[0, 1]) < 0.2
+
+
+def test_what_is_refused(runs):
+    workdir = runs / "runs/digits"
+    for wrong, message in (
+        ({"workdir": runs / "none"}, "config.json: can't be read"),
+        ({"step": 7}, "has steps 0, not 7"),
+        ({"settings": {"sampling.grdi": "edm"}}, "did you mean sampling.grid?"),
+        ({"settings": {"model.nf": 16}}, "was made with model.nf=8"),
+    ):
+        with pytest.raises(score_st.ConfigError, match=re.escape(message)):
+            score_st.load(**{"workdir": workdir} | wrong)
+    model = score_st.load(workdir)
+    with pytest.raises(score_st.ConfigError, match="did you mean ddim?"):
+        model.sample(jax.random.key(0), 1, "dim")
+    with pytest.raises(score_st.ConfigError, match="can't keep what is known"):
+        model.inpaint(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), 1.0, sampler=sampling.ODE())
+    with pytest.raises(score_st.ConfigError, match="2 of 2 images are not finite"):
+        dataclasses.replace(model, params=jax.tree.map(lambda a: a * jnp.nan, model.params)).sample(
+            jax.random.key(0), 2
+        )
+
+
+@pytest.mark.parametrize("half", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_the_document(runs, monkeypatch, capsys, half):
+    """Its blocks, in order: two of a trained model, two of one's own."""
+    monkeypatch.chdir(runs)
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks[2 * half :][:2]:
+        exec(block, names)
+    if half:
+        assert "the data's own 1.5" in capsys.readouterr().out
+    else:
+        images, completed = (np.asarray(names[name], int) for name in ("images", "completed"))
+        np.testing.assert_array_equal(completed[:, :4], images[:, :4])
+        assert names["again"].shape == images.shape and np.isfinite(names["bits"]).all()
+
+
+def test_the_block_of_the_readme(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(block, names := {})
+    assert names["again"].shape == (16, 8, 8, 1) and np.isfinite(names["bits"]).all()
+    assert names["gradient"].shape == names["z"].shape
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sys, score_st; assert 'numpy' not in sys.modules; score_st.VP; assert 'score_st.sde' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert all(getattr(score_st, name) is not None for name in score_st.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = score_st.nothing
