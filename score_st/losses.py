@@ -57,7 +57,7 @@ def decoder(score: Score, sde: SDE, x, t, z):
 
 
 def reconstruction(score: Score, sde: SDE, x, t, z, log_mass: Callable | None = None):
-    """E[-log q(x_0 | x_t) + log p(x_t | x_0)] [B], in nats: what is lost below t (Song et al. 2021b, thm 5).
+    """E[-log q(x_0 | x_t) + log p(x_t | x_0)] of each image in nats: what is lost below t (Song et al. 2021b, thm 5).
 
     Args:
       log_mass: (x, mean [B, ...], std [B]) -> log mass of each pixel, for discrete data (see `discretized_gaussian`);
