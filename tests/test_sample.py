@@ -24,7 +24,7 @@ SETTINGS |= {"sampling.method": "pc", "sampling.batch_size": "6", "model.num_sca
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Each device compiles for itself; `test_train` has more."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    mesh = state.mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(state, "mesh", lambda: mesh)
 
 
