@@ -274,7 +274,8 @@ def row(path: str, where: tpu.Topology, found: list[dict]) -> str:
     else:
         result = found[-1]
         cells[2] = " ".join(f"{key}={value}" for key, value in result["overrides"].items()) or "none"
-        cells[3:6], cells[11] = (result["batch_size"], result["images"], gib(result["hbm"])), result["n_iters"]
+        hbm = f"{gib(result['hbm'])} of {where.chip.hbm}"
+        cells[3:6], cells[11] = (result["batch_size"], result["images"], hbm), result["n_iters"]
         if times := result.get("estimate"):
             cells[6:9] = f"{result['flops'] / 1e12:.2f}", f"{result['bytes'] / 1e9:.1f}", f"{1e3 * times['step']:.1f}"
             cells[9:11] = times["bound"], f"{times['mfu']:.0%}"
