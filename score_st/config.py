@@ -85,8 +85,8 @@ def default() -> ConfigDict:
             residual=True,  # False: only the figures without reconstruction, as in earlier papers
             from_x0=True,  # ours: also the flow from x_0, as in earlier papers; twice the time
             lambda_=0.0,  # the reverse SDE of the family: 0 is the probability flow (and 1 for NELBO)
-            nll_iter=1,  # times that the test set is gone through with new noise
-            nelbo_iter=1,  # the same, which is times t an image
+            nll_iter=1,  # times that the test set is gone through with new noise; 0 leaves the NLL out
+            nelbo_iter=1,  # the same for the NELBO, which is times t an image
             rtol=1e-5,  # ours
             atol=1e-5,  # ours
             hutchinson_type="Rademacher",  # ours: or Gaussian

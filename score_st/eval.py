@@ -168,7 +168,9 @@ def from_config(config, made: experiment.Experiment) -> Evaluation:
     devices, group = jax.device_count(), max(section.group, 1)
     what = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
     state.check_divisible("eval.batch_size", section.batch_size, devices * group, what)
-    for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 1), ("nelbo_iter", 1)):
+    if not section.nll_iter and not section.nelbo_iter:
+        raise ConfigError("config.eval.nll_iter=0 and config.eval.nelbo_iter=0: nothing to compute; 1 is once")
+    for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 0), ("nelbo_iter", 0)):
         if section[key] < least:
             raise ConfigError(f"config.eval.{key}={section[key]}: should be {least} or more")
     if section.gradient_images == 1 or section.gradient_images < 0:
@@ -241,19 +243,22 @@ def bits_per_dim(evaluation: Evaluation, run: ledger.Runner, section) -> dict:
     # one program for both starts: it takes longer to compile than small networks take to run
     plain = evaluation if section.residual else dataclasses.replace(evaluation, half_bin=0.0)
     flow = jax.jit(lambda params, images, indices, from_x0, key: plain.nll(params, images, indices, key, from_x0))
-    if section.residual:
+    from_x0 = not section.residual or (section.from_x0 and evaluation.log_mass is None)  # there a density is none
+    if section.residual and section.nll_iter:
         measure("nll", flow, section.nll_iter, False)
-    if not section.residual or (section.from_x0 and evaluation.log_mass is None):  # a density at x_0 is no probability
+    if from_x0 and section.nll_iter:
         measure("nll_from_x0", flow, section.nll_iter, True)
         for terms in repeats["nll_from_x0"]:
             terms.pop("reconstruction", None)
     u = lambda r: times.stratified(jax.random.fold_in(jax.random.key(run.seed), r), len(run.images))
-    measure("nelbo", jax.jit(evaluation.nelbo), section.nelbo_iter, per_image=lambda r: (np.asarray(u(r)),))
+    if section.nelbo_iter:
+        measure("nelbo", jax.jit(evaluation.nelbo), section.nelbo_iter, per_image=lambda r: (np.asarray(u(r)),))
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
-    bare = [{key: value for key, value in terms.items() if key != "reconstruction"} for terms in repeats["nelbo"]]
-    repeats["nelbo_without_residual"] = bare
-    if not section.residual:
-        del repeats["nelbo"]
+    if nelbo := repeats.get("nelbo"):
+        bare = [{key: value for key, value in terms.items() if key != "reconstruction"} for terms in nelbo]
+        repeats["nelbo_without_residual"] = bare
+        if not section.residual:
+            del repeats["nelbo"]
     figures = {}
     for name in repeats:
         figures |= summary(name, repeats[name], evaluation.offset(name))

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from gaussian import SDES, Gaussian
 from official import FIXTURES, OfficialRVE, OfficialVP, family, nhwc
 from scipy import stats
 
-from score_st import data, likelihood, losses, ode, score, sde, times
+from score_st import config, data, experiment, likelihood, losses, ode, score, sde, times
 from score_st import eval as evaluation
 from score_st.sde import expand
 
@@ -270,3 +271,38 @@ def test_gradient_by_time():
     variance = each.var(0, ddof=1).sum()
     np.testing.assert_allclose(found["gradient_variance"], variance, rtol=1e-4)
     np.testing.assert_allclose(found["gradient_norm2"], (each.mean(0) ** 2).sum() - variance / 6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({}, {"nll", "nll_from_x0", "nelbo", "nelbo_without_residual"}),
+        ({"eval.from_x0": "False"}, {"nll", "nelbo", "nelbo_without_residual"}),
+        ({"eval.nll_iter": "0"}, {"nelbo", "nelbo_without_residual"}),
+        ({"eval.nelbo_iter": "0"}, {"nll", "nll_from_x0"}),
+        ({"eval.residual": "False"}, {"nll_from_x0", "nelbo_without_residual"}),
+    ],
+)
+def test_what_is_left_out(changes, names):
+    made = config.load(Path(__file__).parent.parent / "configs/vp/DIGITS/ddpmpp_nll_st.py", changes)
+
+    class Runner:
+        images, seed = np.zeros((4, 8, 8, 1), np.uint8), 0
+        seconds_per_image = staticmethod(lambda name: 1.0)
+
+        def __call__(self, name, *_, **__):
+            counts = {} if name == "nelbo" else {"nfe": np.ones(4), "reached": np.ones(4, bool)}
+            return {"prior": np.ones(4), "reconstruction": np.zeros(4)} | counts
+
+    exp = experiment.from_config(made)
+    found = evaluation.bits_per_dim(evaluation.from_config(made, exp), Runner(), made.eval)
+    assert {name for name in evaluation.FIGURES if name in found} == names
+
+
+def test_nothing_to_compute():
+    made = config.load(
+        Path(__file__).parent.parent / "configs/vp/DIGITS/ddpmpp_nll_st.py",
+        {"eval.nll_iter": "0", "eval.nelbo_iter": "0"},
+    )
+    with pytest.raises(config.ConfigError, match="nothing to compute; 1 is once"):
+        evaluation.from_config(made, experiment.from_config(made))
