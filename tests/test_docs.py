@@ -86,7 +86,7 @@ def test_commands(page, monkeypatch):
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
 QUICK = TINY | {"training.n_iters": "20", "training.snapshot_freq": "20", "training.log_freq": "10"}
 QUICK |= {"optim.warmup": "2", "eval.rtol": "1e-2", "eval.atol": "1e-2", "sampling.rtol": "1e-2"}
-QUICK |= {"sampling.atol": "1e-2", "sampling.batch_size": "32", "eval.gradient_images": "0", "eval.batch_size": "100"}
+QUICK |= {"sampling.atol": "1e-2", "sampling.batch_size": "32", "eval.gradient_images": "0", "eval.batch_size": "104"}
 
 
 @pytest.mark.slow
