@@ -226,6 +226,5 @@ def _log_likelihood(model: Model, x, key):
     integer, computed = jnp.issubdtype(x.dtype, jnp.integer), _evaluation(model.config)
     with jax.default_matmul_precision("highest"):  # as the command
         terms = (computed.nll if integer else computed.density)(model.params, x, jnp.arange(len(x)), key)
-    bits = sum(value for name, value in terms.items() if name not in evaluation.COUNTS)
     offset = computed.offset("nll") if integer else 0.0
-    return jnp.where(terms["reached"], -(bits + offset) / computed.bits(1.0), jnp.nan)
+    return jnp.where(terms["reached"], -(evaluation.total(terms) + offset) / computed.bits(1.0), jnp.nan)

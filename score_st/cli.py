@@ -10,7 +10,7 @@ from pathlib import Path
 import absl.logging
 
 from score_st import progress
-from score_st.config import ConfigError, differences, flatten, load, to_json
+from score_st.config import ConfigError, changed, differences, flatten, read, to_json
 
 # keys that may change from one run to the next in the same workdir
 FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
@@ -108,10 +108,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
     from score_st import distributed  # and with it JAX, which takes seconds
 
     progress.quiet = arguments.quiet
-    file, arguments.config = arguments.config, load(arguments.config, changes)
+    config = read(arguments.config)
+    base = {"file": arguments.config, "config": config.to_dict()}
+    arguments.config = changed(config, changes)
     options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
     distributed.start(flatten(arguments.config) | options)
-    arguments.base = {"file": file, "config": load(file).to_dict()}
+    arguments.base = base
     return arguments
 
 

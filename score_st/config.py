@@ -201,15 +201,11 @@ def find(name: str | Path) -> Path:
     raise ConfigError(f"--config {name}: no such file, and no such name; {hint}")
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDict:
-    """The configuration of a file with some keys changed.
-
-    Args:
-      path: a Python file that defines `get_config()`, or a name, see `find`.
-      overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
+def read(path: str | Path) -> ConfigDict:
+    """The configuration of a Python file that defines `get_config()`, or of a name, see `find`.
 
     Raises:
-      ConfigError: no such file, a file that is no config, an unknown key or a value of the wrong type.
+      ConfigError: no such file, a file that is no config, or an unknown key.
     """
     path = find(path)
     spec = importlib.util.spec_from_file_location("score_st_config", path)
@@ -226,9 +222,26 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDic
         raise ConfigError(f"--config {path}: get_config() should return an ml_collections.ConfigDict")
     for key in flatten(config).keys() - flatten(default()).keys():
         raise ConfigError(f"--config {path}: unknown key {key}{_suggest(key)}")
-    for key, text in (overrides or {}).items():
+    return config
+
+
+def changed(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    """`config` itself with some keys changed, and locked.
+
+    Args:
+      overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
+
+    Raises:
+      ConfigError: an unknown key or a value of the wrong type.
+    """
+    for key, text in overrides.items():
         _set(config, key, text)
     return config.lock()
+
+
+def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """The configuration of a file (see `read`) with some keys changed (see `changed`)."""
+    return changed(read(path), overrides or {})
 
 
 def from_workdir(workdir: str | Path, settings: dict | None = None) -> ConfigDict:
@@ -244,9 +257,7 @@ def from_workdir(workdir: str | Path, settings: dict | None = None) -> ConfigDic
         raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
-    for key, value in (made | (settings or {})).items():
-        _set(config, key, str(value))
-    return config.lock()
+    return changed(config, {key: str(value) for key, value in (made | (settings or {})).items()})
 
 
 def _suggest(key: str) -> str:

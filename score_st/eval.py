@@ -190,7 +190,7 @@ def from_config(config, made: experiment.Experiment) -> Evaluation:
     )
 
 
-def total(terms: dict) -> np.ndarray:
+def total(terms: dict) -> np.ndarray | jax.Array:
     """The sum of the terms in bits/dim, without the offset."""
     return sum(value for key, value in terms.items() if key not in COUNTS)
 

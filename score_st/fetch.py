@@ -1,6 +1,5 @@
 """data.download: the files of a release, fetched and checked by TensorFlow Datasets (without TensorFlow)."""
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -42,8 +41,7 @@ def fetch(config):
     except Exception as error:  # whatever a network or a disk does
         said = " ".join(str(error).split())
         raise ConfigError(f"config.data.download: {name} can't be fetched ({type(error).__name__}: {said})") from error
-    with contextlib.suppress(OSError):
-        shutil.rmtree(root / "downloads")
+    shutil.rmtree(root / "downloads", ignore_errors=True)
 
 
 def place(path: Path, root: Path, name: str):

@@ -253,7 +253,7 @@ HEADER = """\
 
 Compiled for TPUs by libtpu, without a TPU. Memory, FLOPs and bytes to and from HBM are those of the compiled program,
 for a chip and step (XLA's `bytes accessed` counts vector memory too, and is up to five times that). The time is a
-roofline's, not measured, and a lower bound:
+roofline's, not measured; what overlaps, and the time of the vector unit, are left out:
 
     {formula}
 

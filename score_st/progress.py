@@ -21,6 +21,11 @@ def bars():
     return made
 
 
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
 class Loop:
     """Steps `start` to `stop`, with their speed and the time left at this speed as h:mm:ss.
 
@@ -46,8 +51,8 @@ class Loop:
         speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
         if step < self.stop and now - self.last[1] < (min(self.seconds, 0.2) if self.live else self.seconds):
             return speed
-        self.last, left = (step, now), int((self.stop - step) / speed) if speed else 0
-        times = f"{speed:.2f} {self.unit}/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        self.last = (step, now)
+        times = f"{speed:.2f} {self.unit}/s  {clock((self.stop - step) / speed if speed else 0)} left"
         said = f"{shown}  {times}" if shown else times
         if self.live and not quiet:
             self._draw(step, said)

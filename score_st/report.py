@@ -37,10 +37,10 @@ def read(workdir: Path, name: str) -> Run:
     if (workdir / "metrics.jsonl").is_file():
         for number, text in enumerate((workdir / "metrics.jsonl").read_bytes().splitlines(), 1):
             try:
-                lines.append(line := json.loads(text))
+                line = json.loads(text)
                 line["step"] = int(line["step"])
+                lines.append(line)
             except (ValueError, KeyError, TypeError, OverflowError):
-                lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
                 lost.append(str(number))
     if lost:
         notes.append(f"metrics.jsonl of {name}: damaged lines left out: {', '.join(lost[:5])} ({len(lost)} in all)")

@@ -18,6 +18,7 @@ from PIL import Image
 from score_st import charts
 from score_st.charts import Curve, Panel
 from score_st.config import default, flatten
+from score_st.progress import clock
 
 BPD = {
     "nll": "NLL",
@@ -140,7 +141,7 @@ def headline(run: Run) -> dict[str, tuple[str, str]]:
         found["updates"] = f"{step[-1]:,.0f}", f"of {total:,}" if isinstance(total, int) else ""
     if seconds := int(duration(run)):
         speed = f"{np.median(run.column('steps_per_s')[1]):.3g} steps/s"
-        found["training time"] = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}", speed
+        found["training time"] = clock(seconds), speed
     return found
 
 

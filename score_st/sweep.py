@@ -69,8 +69,9 @@ def distance_to_data(config, features: str, weights: str | None, count: int | No
     @functools.cache
     def reference():
         images = data.load(config, "train")
-        chosen = np.sort(np.random.RandomState(0).permutation(len(images))[:count])
-        return moments(images[chosen] if count else images, "features of the training images")
+        if count:
+            images = images[np.sort(np.random.RandomState(0).permutation(len(images))[:count])]
+        return moments(images, "features of the training images")
 
     name = "FID" if features == "inception" else f"FD-{features}"
     return lambda images: quality.frechet(*moments(images, "features of samples"), *reference()), name

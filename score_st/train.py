@@ -48,7 +48,7 @@ class Log:
 
     def train(self, step: int, recent: list[dict], **values):
         """The mean of the metrics since the last call, with speed and time left."""
-        means = jax.tree.map(lambda *a: float(np.mean(np.concatenate([np.ravel(x) for x in a]))), *recent)
+        means = jax.tree.map(lambda *a: float(np.mean(np.hstack(a))), *recent)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
         self(step, steps_per_s=self.progress(step, shown), **means, **values)
 
@@ -79,7 +79,8 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
     Args:
       images: uint8 [N, H, W, C] of "train" and "test".
     """
-    training, made, mesh = config.training, recipe.experiment, recipe.mesh
+    training, mesh = config.training, recipe.mesh
+    made = experiment.from_config(config)  # in its own arithmetic, not that of training
     key = jax.random.key(config.seed)
     manager = checkpoints.manager(workdir, training.snapshot_freq)
     current = checkpoints.restore(manager, made.abstract_state, mesh)
@@ -96,7 +97,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
     due = lambda step: step == stop or step % training.snapshot_freq == 0
     done = workdir / "snapshot"
     if start and due(start) and not (done.exists() and done.read_text() == str(start)):
-        snapshot(config, workdir, current, images["test"], log)
+        snapshot(config, workdir, made, current, images["test"], log)
     preemption, step = Preemption(start), start
     batches = streams["train"].batches(start, stop)
     marks = [training[f"{name}_freq"] for name in ("log", "eval", "snapshot")]
@@ -126,17 +127,17 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
         if due(step):
             manager.wait_until_finished()
             preemption.listen(False)  # what a snapshot has, it finds again
-            snapshot(config, workdir, current, images["test"], log)
+            snapshot(config, workdir, made, current, images["test"], log)
             preemption.listen()
     preemption.listen(False)
     manager.wait_until_finished()
     return current
 
 
-def snapshot(config, workdir: Path, current: state.TrainState, test_images, log: Log):
+def snapshot(config, workdir: Path, made: experiment.Experiment, current: state.TrainState, test_images, log: Log):
     """A picture of samples (training.snapshot_sampling) and bits/dim (eval.enable_bpd) of the average's weights."""
-    made = experiment.from_config(config)  # in its own arithmetic, not that of training
-    step, weights = int(current.step), state.whole(current.ema)
+    step, shown = int(current.step), config.training.snapshot_sampling or config.eval.enable_bpd
+    weights = state.whole(current.ema) if shown else None
     if config.training.snapshot_sampling:
         path = workdir / f"snapshots/{step:08}.png"
         sample.picture(config, made, weights, path)

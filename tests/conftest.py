@@ -18,6 +18,25 @@ if OWN_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """The mesh has one device: each compiles for itself, and `test_train` has more."""
+    import jax
+
+    from score_st import state
+
+    mesh = state.mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(state, "mesh", lambda *_: mesh)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """uint8 [1500, 8, 8, 1]."""
+    from score_st import config, data
+
+    return data.load(config.load("vp/DIGITS/ddpmpp_nll_st"), "train")
+
+
 @pytest.fixture(scope="session")
 def reference():
     """Loads a file of numbers that the official PyTorch code printed."""

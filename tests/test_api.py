@@ -15,7 +15,7 @@ import pytest
 from gaussian import SHAPE, Gaussian
 
 import score_st
-from score_st import api, checkpoints, cli, config, data, experiment, sample, sampling, score, state
+from score_st import api, checkpoints, cli, config, data, experiment, sample, sampling, score
 from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -23,13 +23,7 @@ DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
 SETTINGS = {"model.nf": "8", "model.ch_mult": "(1,)", "model.attention": "False", "sampling.group": "4"}
 SETTINGS |= {"eval.group": "0", "eval.batch_size": "8", "eval.nelbo_iter": "1", "eval.gradient_images": "0"}
 SETTINGS |= {"sampling.method": "pc", "sampling.predictor": "ddim", "sampling.steps": "5"}
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Each device compiles for itself."""
-    mesh = state.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(state, "mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

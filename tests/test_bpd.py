@@ -2,7 +2,6 @@
 
 import functools
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +283,7 @@ def test_gradient_by_time():
     ],
 )
 def test_what_is_left_out(changes, names):
-    made = config.load(Path(__file__).parent.parent / "configs/vp/DIGITS/ddpmpp_nll_st.py", changes)
+    made = config.load("vp/DIGITS/ddpmpp_nll_st", changes)
 
     class Runner:
         images, seed = np.zeros((4, 8, 8, 1), np.uint8), 0
@@ -300,9 +299,6 @@ def test_what_is_left_out(changes, names):
 
 
 def test_nothing_to_compute():
-    made = config.load(
-        Path(__file__).parent.parent / "configs/vp/DIGITS/ddpmpp_nll_st.py",
-        {"eval.nll_iter": "0", "eval.nelbo_iter": "0"},
-    )
+    made = config.load("vp/DIGITS/ddpmpp_nll_st", {"eval.nll_iter": "0", "eval.nelbo_iter": "0"})
     with pytest.raises(config.ConfigError, match="nothing to compute; 1 is once"):
         evaluation.from_config(made, experiment.from_config(made))

@@ -471,10 +471,8 @@ def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "new/checkpoints/3").is_dir()
 
 
-def test_other_commands_take_a_converted_checkpoint_up(tmp_path, monkeypatch):
+def test_other_commands_take_a_converted_checkpoint_up(tmp_path, one_device):
     """A network for digits as a .pth, converted, sampled from, and trained on."""
-    mesh = state.mesh(devices=jax.devices()[:1])  # each device compiles for itself
-    monkeypatch.setattr(state, "mesh", lambda *_: mesh)
     digits, workdir = ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py", tmp_path / "run"
     settings = flags(data__image_size=8, model__ch_mult=(1,), model__attention=False, training__n_iters=9)
     settings += ["--config.eval.enable_bpd=False", "--config.training.snapshot_sampling=False"]

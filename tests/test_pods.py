@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK
 from test_train import DIGITS, ROOT, SHORT, final_params, overrides
 
 from score_st import distributed
@@ -21,7 +22,6 @@ from score_st import distributed
 LAUNCH = ROOT / "launch"
 SETTINGS = SHORT | dict(training__n_iters=12, training__tau_groups=8, training__eval_freq=12, training__log_freq=1)
 COMMAND = [sys.executable, "-m", "score_st.train", "--config", DIGITS, *overrides(**SETTINGS)]
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
 
 
 @pytest.fixture(scope="module")

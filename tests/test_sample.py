@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_st import checkpoints, cli, config, edit, experiment, sample, state
+from score_st import checkpoints, cli, config, edit, experiment, sample
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
 SETTINGS = {"model.nf": "8", "model.ch_mult": "(1,)", "model.attention": "False", "sampling.group": "4"}
 SETTINGS |= {"sampling.method": "pc", "sampling.batch_size": "6", "model.num_scales": "4"}
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Each device compiles for itself; `test_train` has more."""
-    mesh = state.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(state, "mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,9 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 from test_train import tiny
 
-from score_st import data, state, step
+from score_st import state, step
 from score_st.config import ConfigError
 from score_st.models.layers import Dropout
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load(tiny(), "train")
 
 
 def recipe_on(devices: int, fsdp: int = 1, **more):

