@@ -170,7 +170,7 @@ def plan(path: str, overrides: dict[str, str], where: tpu.Topology, what: str, c
     """The plan of one program, from the cache if it is there (or None with `cached`); as JSON has it."""
     config = load(path, overrides)
     job = JOBS[what](config, where.devices())
-    key = json.dumps([job.lowered.as_text(), where.name, what, versions()])
+    key = json.dumps([job.lowered.as_text(), where.name, what, versions(), step.TPU_OPTIONS])
     file = cache.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if file.exists():
         made = json.loads(file.read_text())

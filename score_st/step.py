@@ -20,6 +20,8 @@ from score_st.config import ConfigError, choose
 from score_st.models.ncsnpp import REMAT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# the TPU's compiler would cut the sum of the gradients into pieces of 120 MB
+TPU_OPTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": "4294967296"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,8 +176,10 @@ def eval_loss(params, images, key, *, recipe: Recipe):
 def jitted(recipe: Recipe, several: bool = False):
     """`train_step` (or with `several` `train_steps`) compiled for the recipe's mesh; the state's memory is reused."""
     layout, whole = recipe.state_shardings, state.replicated(recipe.mesh)
+    on_tpu = recipe.mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
         functools.partial(train_steps if several else train_step, recipe=recipe),
+        compiler_options=TPU_OPTIONS if on_tpu else None,
         donate_argnums=0,
         in_shardings=(layout, state.sharded(recipe.mesh, 1 if several else 0), whole),
         out_shardings=(layout, whole),
