@@ -355,6 +355,8 @@ def speed(runs: list[Run]) -> str:
             measured["training, steps/s (median)"] = f"{np.median(per_s):.3g}"
             if isinstance(size := run.config.get("training.batch_size"), int):
                 measured["training, images/s (median)"] = f"{size * np.median(per_s):,.3g}"
+        if len(waits := run.column("data_wait")[1]):
+            measured["training, share of time that waits for data (median)"] = f"{np.median(waits):.2%}"
         for key in (key for key in BPD if f"{key}_seconds_per_image" in run.bpd):
             measured[f"{BPD[key]}, s/image with compilation"] = number(run.bpd[f"{key}_seconds_per_image"])
             if f"{key}_nfe" in run.bpd:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,11 +47,32 @@ class Log:
             self.board.add_scalar(key, value, step)
         self.board.flush()
 
-    def train(self, step: int, recent: list[dict], **values):
-        """The mean of the metrics since the last call, with speed and time left."""
+    def train(self, step: int, recent: list[dict], waited: float, **values):
+        """The mean of the metrics since the last call, with speed, time left, and the share of the time that `waited`
+        seconds for data are."""
+        count = step - self.progress.last[0]
         means = jax.tree.map(lambda *a: float(np.mean(np.hstack(a))), *recent)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
-        self(step, steps_per_s=self.progress(step, shown), **means, **values)
+        speed = self.progress(step, shown)
+        self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values)
+
+
+class Batches:
+    """Batches, and the seconds since these were last asked for that `next` took; devices may have been busy meanwhile,
+    so it is the most that they waited."""
+
+    def __init__(self, batches: Iterator[np.ndarray]):
+        self.batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> np.ndarray:
+        began = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - began
+        return batch
+
+    def waited(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def check_finite(step: int, loss):
@@ -99,7 +121,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
     if start and due(start) and not (done.exists() and done.read_text() == str(start)):
         snapshot(config, workdir, made, current, images["test"], log)
     preemption, step = Preemption(start), start
-    batches = streams["train"].batches(start, stop)
+    batches = Batches(streams["train"].batches(start, stop))
     marks = [training[f"{name}_freq"] for name in ("log", "eval", "snapshot")]
     marks.append(training.snapshot_freq_for_preemption)
     for count in dispatches(start, stop, training.n_jitted_steps, marks):
@@ -114,7 +136,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
             extra = {}
             if last or step % training.eval_freq == 0:
                 extra["eval_loss"] = float(loss_fn(current.ema, put(streams["test"].batch(step)), key))
-            log.train(step, recent, **extra)
+            log.train(step, recent, batches.waited(), **extra)
             recent = []
         stopped = preemption.reached(step)
         if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:

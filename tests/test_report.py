@@ -33,8 +33,8 @@ def made(workdir: Path, k: float = 1.0) -> Path:
     base = {"file": "configs/mine.py", "config": flat.to_dict()}
     settings = json.loads(config.to_json(flat)) | {"seed": 7}
     settings["training"]["k"] = k
-    line = lambda i: {"step": 10 * i, "loss": 8 / i, "tau": 0.01 / i, "gradient_norm": 2.0, "steps_per_s": 5.0}
-    lines = [line(i) | {"eval_loss": 9 / i} for i in range(1, 9)]
+    steady = {"gradient_norm": 2.0, "steps_per_s": 5.0, "data_wait": 0.0125}
+    lines = [{"step": 10 * i, "loss": 8 / i, "tau": 0.01 / i, "eval_loss": 9 / i} | steady for i in range(1, 9)]
     lines += [{"step": 40, "nll": 2.5, "nelbo": 2.75}, {"step": 80, "nll": 1.875, "nelbo": 2.0}]
     t = np.geomspace(1e-5, 1, 5)
     curve = {name: (t**0.1).tolist() for name in ("loss", "std", "weight", "bits", "gradient_variance")}
@@ -112,6 +112,7 @@ def test_what_is_shown(tmp_path):
     assert "NLL 1.8750 0.0625 2.0000 −3.2500 0.1250 3.0000" in cells
     assert "differ from configs/mine.py setting here there seed 7 42 Settings" in cells
     assert "default data.centered True False data.dataset DIGITS CIFAR10" in cells
+    assert "training, share of time that waits for data (median) 1.25%" in cells
 
 
 def test_side_by_side(tmp_path):

@@ -89,7 +89,23 @@ def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_pat
     logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (workdir, cut)]
     assert [line["step"] for line in logs[0]] == [1, 2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in logs[1]] == sorted({line["step"] for line in logs[1]})
-    assert {"loss", "steps_per_s", "gradient_norm", "tau"} <= set(logs[0][0])
+    assert {"loss", "steps_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
+
+
+def test_the_log_has_the_share_of_time_that_waits_for_data(tmp_path):
+    def slow():
+        while True:
+            time.sleep(0.05)
+            yield None
+
+    batches, log = train.Batches(slow()), train.Log(tmp_path, 0, 6)
+    for step in range(1, 7):
+        next(batches)
+        time.sleep(0.15)
+        if step % 2 == 0:
+            log.train(step, [{"loss": 1.0}], batches.waited())
+    shares = [json.loads(line)["data_wait"] for line in (tmp_path / "metrics.jsonl").open()]
+    np.testing.assert_allclose(shares, [0.25] * 3, atol=0.06)
 
 
 WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
