@@ -33,6 +33,9 @@ EXAMPLES = """\
 plans are kept by program and topology in ~/.cache/score_st/plans: the same again takes seconds"""
 CACHE = Path("~/.cache/score_st/plans")
 GIB = 2**30
+UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+# the compiler gives up early (a lower bound of what is needed), or when it has placed every buffer
+FULL = re.compile(r"HLO temporaries \(\S+\) exceeds available HBM \(\S+\)|Used \S+ of \S+ hbm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +116,10 @@ def compile(job: Job) -> dict:
     try:
         compiled = job.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        units = {"K": 2**10, "M": 2**20, "G": GIB}
-        used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", str(error))
+        used = FULL.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
-        needed, limit = (float(used[i]) * units[used[i + 1]] for i in (1, 3))
+        needed, limit = (float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([KMGT])", used[0]))
         return {"fits": False, "hbm": needed, "hbm_limit": limit, "seconds": time.perf_counter() - began}
     memory, program = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     parts = ("argument", "output", "temp", "generated_code")

@@ -6,6 +6,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 from test_cli import DIGITS, refused
 
@@ -159,7 +160,20 @@ def test_bad_requests(capsys, monkeypatch):
     assert "pip install -e '.[plan]'" in error
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -e '.[plan]'")
+LIBTPU = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -e '.[plan]'")
+
+
+@LIBTPU
+def test_what_does_not_fit():
+    """The compiler itself says so: a sum over 40 GiB on a chip of 16."""
+    one = jax.sharding.SingleDeviceSharding(tpu.topology("v5e:2x2").devices()[0])
+    images = jax.ShapeDtypeStruct((40, 2**18, 1024), jnp.float32, sharding=one)
+    found = plan.compile(plan.Job(jax.jit(jnp.sum).lower(images), 0, 1, 1.0))
+    assert not found["fits"]
+    assert (found["hbm"], found["hbm_limit"]) == (40 * 2**30, 15.75 * 2**30)
+
+
+@LIBTPU
 def test_data_parallel_program(tmp_path):
     """One sum of all gradients, in float32; nothing else is communicated but metrics."""
     small = {"model.nf": "8", "model.ch_mult": "(1,)", "training.dtype": "bfloat16", "training.batch_size": "8"}
