@@ -13,7 +13,21 @@ import numpy as np
 import rich.table
 from jax.scipy.special import logsumexp
 
-from score_st import charts, checkpoints, cli, data, experiment, ledger, likelihood, losses, ode, quality, state, times
+from score_st import (
+    charts,
+    checkpoints,
+    cli,
+    data,
+    experiment,
+    ledger,
+    likelihood,
+    losses,
+    ode,
+    quality,
+    report,
+    state,
+    times,
+)
 from score_st.config import ConfigError, choose
 from score_st.progress import Loop
 from score_st.sde import expand
@@ -354,14 +368,16 @@ def main(argv: list[str] | None = None):
     option("--step", type=int, help="the checkpoint's step; the newest by default")
     quality.add_options(parser)
     arguments = cli.parse(parser, argv)
+    config, workdir = arguments.config, Path(arguments.workdir)
     if arguments.metrics:
-        return quality.evaluate(arguments)
-    config = arguments.config
+        quality.evaluate(arguments)
+        return report.again(workdir)
     made = experiment.from_config(config)
     from_config(config, made)
     images = data.load(config, "test")
-    restored = checkpoints.open_for_reading(arguments.workdir, config, made, arguments.step)
-    evaluate(config, made, restored.ema, int(restored.step), images, Path(arguments.workdir))
+    restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
+    evaluate(config, made, restored.ema, int(restored.step), images, workdir)
+    report.again(workdir)
 
 
 if __name__ == "__main__":

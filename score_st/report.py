@@ -101,6 +101,14 @@ def refresh(workdir: Path):
         print(f"warning: report.html was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+def again(workdir: Path):
+    """A page that there is has the figures that have come in since; of process 0."""
+    import jax
+
+    if jax.process_index() == 0 and (workdir / "report.html").exists():
+        refresh(workdir)
+
+
 def loss_by_time(workdirs: list[Path], out: Path):
     """The picture of the loss over t; ConfigError where a run has none."""
     curves = {}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import rich.table
 
-from score_st import checkpoints, cli, data, experiment, ledger, pictures, progress, quality, sample, sampling
+from score_st import checkpoints, cli, data, experiment, ledger, pictures, progress, quality, report, sample, sampling
 from score_st.config import ConfigError
 
 EXAMPLES = """\
@@ -81,7 +81,9 @@ def show(points: dict, name: str, config, out: Path, title: str):
     """The table, the curves samplers.png and the images samplers_images.png."""
     from matplotlib.figure import Figure
 
-    table = rich.table.Table("sampler", *(f"{i}" for i in range(max(map(len, points.values())))), title=title)
+    cells = [""] * max(map(len, points.values()))
+    caption = f"{title}, at evaluations of the network"
+    table = rich.table.Table(rich.table.Column("sampler", no_wrap=True), *cells, title=caption)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for marker, (sampler, found) in zip("os^vDPX*<>" * 9, points.items(), strict=False):
@@ -139,6 +141,7 @@ def main(argv: list[str] | None = None):
         result = {"figure": name, "samplers": numbers, **asked, **ledger.provenance()}
         cli.write(workdir / "eval/samplers.json", json.dumps(result, indent=1))
         show(points, name, config, workdir / "eval", f"{name} of {arguments.num} {config.data.dataset} samples")
+        report.again(workdir)
 
 
 if __name__ == "__main__":

@@ -152,8 +152,10 @@ def test_sample_eval_and_report_of_a_run(trained, tmp_path):
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
     about = json.loads((workdir / "samples/samples.json").read_text())
     assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 30
+    (workdir / "report.html").write_text("old")
     again = run("score_st.eval", *arguments, "--config.eval.nelbo_iter=1")
     assert again.returncode == 0, again.stderr
+    assert "Samples of run after 30 updates" in (workdir / "report.html").read_text()
     assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
     drawn = run("score_st.report", "--workdir", workdir, workdir, "--out", tmp_path / "both.png")
     assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
