@@ -323,24 +323,25 @@ def evaluate(config, made: experiment.Experiment, params, step: int, images: np.
         book = ledger.Ledger(workdir / "eval/bpd.jsonl", asked | sums)
         run = ledger.Runner(params, images, section.batch_size, config.seed, book, section.group)
         figures = bits_per_dim(evaluation, run, section)
+        about = {
+            "weights": "ema",
+            "dataset": config.data.dataset,
+            "split": "test",
+            "images": len(images),
+            "dequantization": name,
+            "num_levels": config.data.num_levels,
+            "sde": config.training.sde,
+            "truncation_time": made.sde.eps,
+        }
+        result = figures | about | asked
+        if first:  # the curve may take as long again
+            cli.write(workdir / "eval/bpd.json", json.dumps(result, indent=1))
+            show(result)
         curve = by_time(evaluation, run, min(section.gradient_images, len(images)))
-    about = {
-        "weights": "ema",
-        "dataset": config.data.dataset,
-        "split": "test",
-        "images": len(images),
-        "dequantization": name,
-        "num_levels": config.data.num_levels,
-        "sde": config.training.sde,
-        "truncation_time": made.sde.eps,
-    }
-    result = figures | about | asked
     if first:
-        cli.write(workdir / "eval/bpd.json", json.dumps(result, indent=1))
         cli.write(workdir / "eval/loss_by_time.json", json.dumps(curve))
         charts.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
         charts.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
-        show(result)
     return result
 
 
