@@ -371,8 +371,9 @@ def main(argv: list[str] | None = None):
     arguments = cli.parse(parser, argv)
     config, workdir = arguments.config, Path(arguments.workdir)
     if arguments.metrics:
-        quality.evaluate(arguments)
-        return report.again(workdir)
+        result = quality.evaluate(arguments)
+        report.again(workdir)
+        return result
     made = experiment.from_config(config)
     from_config(config, made)
     images = data.load(config, "test")
