@@ -66,7 +66,7 @@ def main():
         workdir, sent = folder / f"run{i}", (signal.SIGTERM, signal.SIGKILL)[i % 2]
         which, delay = draw.randrange(2), draw.uniform(0.5, seconds[1] - 1)
         step, code, output = disturbed(environment, workdir, which, sent, delay)
-        restarts = output.count("started again")
+        restarts = output.count("local.sh: ended with exit code")
         equal = code == 0 and jax.tree.all(jax.tree.map(np.array_equal, expected, final_params(workdir, SETTINGS)))
         equal = equal and curve(workdir) == losses
         same += equal

@@ -216,17 +216,19 @@ def crc32c(content: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
 def field(number: int, content: bytes) -> bytes:
-    size, packed = len(content), b""
-    while size > 127:
-        packed, size = packed + bytes([size & 127 | 128]), size >> 7
-    return bytes([number << 3 | 2]) + packed + bytes([size]) + content
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
 
 
 def progressive_gan(image: np.ndarray, packed: bool) -> bytes:
     """A record of dataset_tool.py: an Example with `shape` (C, H, W) and `data`, with length and checksums."""
     planes = image.transpose(2, 0, 1)
-    numbers = field(1, bytes(planes.shape)) if packed else b"".join(b"\x08" + bytes([n]) for n in planes.shape)
+    sizes = [varint(n) for n in planes.shape]
+    numbers = field(1, b"".join(sizes)) if packed else b"".join(b"\x08" + size for size in sizes)
     entries = {b"shape": field(3, numbers), b"data": field(1, field(1, planes.tobytes()))}
     example = field(1, b"".join(field(1, field(1, name) + field(2, value)) for name, value in entries.items()))
     length = struct.pack("<Q", len(example))
