@@ -363,7 +363,7 @@ def show(result: dict):
             print(f"warning: {name}: the solver did not arrive within {limit} for images {lost}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> dict:
     parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights, or the quality of samples.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
@@ -372,14 +372,14 @@ def main(argv: list[str] | None = None):
     config, workdir = arguments.config, Path(arguments.workdir)
     if arguments.metrics:
         result = quality.evaluate(arguments)
-        report.again(workdir)
-        return result
-    made = experiment.from_config(config)
-    from_config(config, made)
-    images = data.load(config, "test")
-    restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
-    evaluate(config, made, restored.ema, int(restored.step), images, workdir)
+    else:
+        made = experiment.from_config(config)
+        from_config(config, made)
+        images = data.load(config, "test")
+        restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
+        result = evaluate(config, made, restored.ema, int(restored.step), images, workdir)
     report.again(workdir)
+    return result
 
 
 if __name__ == "__main__":

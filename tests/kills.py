@@ -13,36 +13,32 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from test_pods import LAUNCH, QUICK, curve, start, workers
+from test_pods import QUICK, curve, ended, launched, workers
 from test_train import DIGITS, final_params, overrides
 
 SETTINGS = dict(training__n_iters=1200, training__tau_groups=2, training__eval_freq=200, training__log_freq=1)
 SETTINGS |= dict(training__snapshot_freq=10000, training__snapshot_freq_for_preemption=50, data__num_threads=1)
 SETTINGS |= dict(training__snapshot_sampling=False, eval__enable_bpd=False)
+COMMAND = [sys.executable, "-m", "score_st.train", "--config", DIGITS, *overrides(**SETTINGS)]
+PAIR = ["--processes", 2, "--devices", 1]
 
 
-def launched(environment, workdir, options=()):
-    command = ["python", "-m", "score_st.train", "--config", DIGITS, *overrides(**SETTINGS), "--workdir", workdir]
-    return start(environment, LAUNCH / "local.sh", "--processes", 2, "--devices", 1, *options, "--", *command)
-
-
-def disturbed(environment, workdir, which: int, sent: signal.Signals, delay: float) -> tuple[int, int, str]:
-    """Step at which the signal went out (0 before the first), the launcher's exit code and output."""
-    launcher = launched(environment, workdir, ["--restart"])
+def disturbed(environment, workdir, which: int, sent: signal.Signals, delay: float) -> tuple[int | None, int, str]:
+    """Step at which the signal went out (0 before the first; None: all was over), the launcher's exit code, output."""
+    launcher, step = launched(environment, workdir, *PAIR, "--restart", command=COMMAND), None
     time.sleep(delay)
-    step, alive = 0, workers(launcher)
-    if (workdir / "metrics.jsonl").exists():
-        step = max(curve(workdir), default=0)
+    alive = workers(launcher)
     if len(alive) == 2:
+        step = max(curve(workdir), default=0) if (workdir / "metrics.jsonl").exists() else 0
         os.kill(alive[which], sent)
-    output, _ = launcher.communicate(timeout=600)
-    return step if len(alive) == 2 else -1, launcher.returncode, output
+    return step, *ended(launcher, timeout=600)
 
 
 def main():
@@ -55,9 +51,8 @@ def main():
     environment, seconds = os.environ | more | dict(XLA_FLAGS=QUICK), []
     for name in ("compiles", "whole"):  # the second finds everything compiled, as the others will
         began = time.monotonic()
-        launcher = launched(environment, folder / name)
-        output, _ = launcher.communicate(timeout=900)
-        assert launcher.returncode == 0, output
+        code, output = ended(launched(environment, folder / name, *PAIR, command=COMMAND), timeout=900)
+        assert code == 0, output
         seconds.append(time.monotonic() - began)
     expected, losses = final_params(folder / "whole", SETTINGS), curve(folder / "whole")
     print(f"undisturbed: {seconds[1]:.1f} s, step {expected[1]}", flush=True)
