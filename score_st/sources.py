@@ -95,7 +95,8 @@ def read_idx(path: Path) -> np.ndarray:
 def fashion_mnist(config, split: str) -> np.ndarray:
     """Fashion-MNIST (Xiao et al. 2017), 60,000 and 10,000 images, 28x28 in a black frame to 32x32."""
     stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
-    path = find(config, stem, stem + ".gz", folders=("", "/usr/share/datasets/fashion-mnist"))
+    folders = ("",) if config.data.dir else ("", "/usr/share/datasets/fashion-mnist")  # where Debian has it
+    path = find(config, stem, stem + ".gz", folders=folders)
     images = read_idx(path)
     check(path, images, "[N, 28, 28]", images.ndim == 3 and images.shape[1:] == (28, 28))
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]

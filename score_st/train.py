@@ -144,6 +144,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
             checkpoints.save(manager, current)
         if stopped:
             manager.wait_until_finished()
+            preemption.close()
             print(f"step {step}/{stop}  saved and stopped, as SIGTERM asked", flush=True)
             sys.exit(STOPPED)
         if due(step):
@@ -151,7 +152,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
             preemption.listen(False)  # what a snapshot has, it finds again
             snapshot(config, workdir, made, current, images["test"], log)
             preemption.listen()
-    preemption.listen(False)
+    preemption.close()
     manager.wait_until_finished()
     return current
 
