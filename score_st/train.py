@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_st import checkpoints, cli, data, experiment, progress, report, sample, state
+from score_st import checkpoints, cli, data, distributed, experiment, progress, report, sample, state
 from score_st import eval as evaluation
 from score_st import step as stepping
 from score_st.preemption import STOPPED, Preemption
@@ -80,7 +80,7 @@ def check_finite(step: int, loss):
     loss = np.ravel(loss)[-1]
     if not np.isfinite(loss):
         said = f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do"
-        sys.exit(1 if jax.process_index() else said)
+        distributed.leave(1, said)
 
 
 def dispatches(start: int, stop: int, several: int, marks: list[int]) -> Iterator[int]:
@@ -140,6 +140,7 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
             recent = []
         stopped = preemption.reached(step)
         if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:
+            manager.wait_until_finished()  # with the last checkpoint, which is to be kept whole
             check_finite(step, metrics["loss"])
             checkpoints.save(manager, current)
         if stopped:

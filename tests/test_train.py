@@ -191,9 +191,11 @@ def test_devices_change_nothing(digits, tmp_path, monkeypatch):
     assert len(np.unique(samples[0], axis=0)) == 18
 
 
-def test_a_broken_loss_keeps_the_last_checkpoint(tmp_path):
-    with pytest.raises(SystemExit, match="step 7: the loss is nan; the last checkpoint is kept"):
+def test_a_broken_loss_ends_the_program(capsys):
+    with pytest.raises(SystemExit, match="1"):
         train.check_finite(7, float("nan"))
+    said = "error: step 7: the loss is nan; the last checkpoint is kept. A smaller optim.lr may do\n"
+    assert capsys.readouterr().err == said
     train.check_finite(7, 1.0)
 
 
