@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -44,7 +44,8 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for key, value in values.items():
-            self.board.add_scalar(key, value, step)
+            if np.isfinite(value):  # others it warns of
+                self.board.add_scalar(key, value, step)
         self.board.flush()
 
     def train(self, step: int, recent: list[dict], waited: float, **values):
@@ -75,10 +76,11 @@ class Batches:
         return seconds
 
 
-def check_finite(step: int, loss):
-    """Ends the program with exit code 1 before a broken state replaces a good checkpoint."""
+def check_finite(step: int, loss, wait: Callable[[], None]):
+    """Ends the program with exit code 1 before a broken state replaces a good checkpoint, for which it `wait`s."""
     loss = np.ravel(loss)[-1]
     if not np.isfinite(loss):
+        wait()
         said = f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do"
         distributed.leave(1, said)
 
@@ -137,11 +139,11 @@ def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.nda
             if last or step % training.eval_freq == 0:
                 extra["eval_loss"] = float(loss_fn(current.ema, put(streams["test"].batch(step)), key))
             log.train(step, recent, batches.waited(), **extra)
+            check_finite(step, metrics["loss"], manager.wait_until_finished)
             recent = []
         stopped = preemption.reached(step)
         if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:
-            manager.wait_until_finished()  # with the last checkpoint, which is to be kept whole
-            check_finite(step, metrics["loss"])
+            check_finite(step, metrics["loss"], manager.wait_until_finished)
             checkpoints.save(manager, current)
         if stopped:
             manager.wait_until_finished()

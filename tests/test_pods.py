@@ -123,7 +123,7 @@ def main():
         if noticed.reached(step): sys.exit(preemption.STOPPED)
         if os.environ.get("FAIL"): raise config.ConfigError("wrong")
         if os.environ.get("END") and step == 3: return noticed.close()
-        if os.environ.get("NAN") and step == 3: train.check_finite(step, float("nan"))
+        if os.environ.get("NAN") and step == 3: train.check_finite(step, float("nan"), list)
         time.sleep(0.02)
 
 cli.run(main)
