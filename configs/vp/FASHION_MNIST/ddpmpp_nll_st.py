@@ -15,7 +15,7 @@ from score_st.config import default
 def get_config():
     config = families.laptop(default())
     config.training.update(n_iters=9000, log_freq=50, eval_freq=500, snapshot_freq=4500)
-    # the flow adds up what so short a training leaves of errors at large times; the noise of these steps forgets them
+    # the flow adds up the errors that so short a training leaves at large times; the noise of these steps forgets them
     config.sampling.update(method="pc", predictor="ancestral_sampling", steps=200)
     config.data.update(dataset="FASHION_MNIST", image_size=32)
     config.model.update(nf=16, ch_mult=(1, 2, 4), attn_resolutions=(8,))
