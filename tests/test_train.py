@@ -193,7 +193,7 @@ def test_devices_change_nothing(digits, tmp_path, monkeypatch):
 
 def test_a_broken_loss_ends_the_program(capsys):
     waited = []
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="^1$"):
         train.check_finite(7, float("nan"), lambda: waited.append("for the last checkpoint"))
     said = "error: step 7: the loss is nan; the last checkpoint is kept. A smaller optim.lr may do\n"
     assert capsys.readouterr().err == said and len(waited) == 1
