@@ -25,7 +25,7 @@ setup(
     # configs/ lies in the package once it is installed; in a checkout it is found where it is
     packages=find_packages(include=["score_st", "score_st.*"]) + [f"score_st.{name}" for name in CONFIGS],
     package_dir={"score_st.configs": "configs"},
-    package_data={"score_st": ["py.typed", "report.html"]},
+    package_data={"score_st": ["py.typed", "reporting/*.html"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",

@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from score_st import control, likelihood, losses, ode, sampling, sde, times, truncation
+    from score_st import control, likelihood, losses, ode, sampling, sde, times, truncation  # LOCAL
     from score_st.api import Model, load
     from score_st.config import ConfigError
-    from score_st.sde import RVE, SDE, VE, VP, SubVP
+    from score_st.diffusion.sde import RVE, SDE, VE, VP, SubVP
 
 _HOME = {"load": "api", "Model": "api", "ConfigError": "config"}
 _HOME |= dict.fromkeys(("SDE", "VP", "SubVP", "VE", "RVE"), "sde")

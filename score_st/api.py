@@ -15,13 +15,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from score_st import checkpoints, control, experiment, likelihood, ode, sample, sampling
 from score_st import config as configuration
-from score_st import eval as evaluation
 from score_st.config import ConfigError
-from score_st.sde import SDE
+from score_st.diffusion import guidance, likelihood, probability_flow, samplers
+from score_st.diffusion.sde import SDE
+from score_st.evaluation import bits_per_dim, generation
+from score_st.model import DiffusionModel
+from score_st.runtime import sharding
+from score_st.training import checkpoints
 
-Sampler = sampling.ODE | sampling.PredictorCorrector
+Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
 
 
@@ -43,7 +46,7 @@ class Model:
     step: int = 0
 
     @property
-    def experiment(self) -> experiment.Experiment:
+    def experiment(self) -> DiffusionModel:
         """The parts: network, parametrisation, truncation, scaler."""
         return _experiment(self.config)
 
@@ -101,7 +104,7 @@ class Model:
           sampler, steps: as for `sample`, a predictor; a corrector brings both parts into agreement.
         """
         chosen = self._sampler(sampler, steps)
-        if isinstance(chosen, sampling.ODE):
+        if isinstance(chosen, samplers.ODE):
             raise ConfigError("sampler=ode: can't keep what is known; a predictor can, best with a corrector")
         x = self.scale(images)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(x)))
@@ -153,7 +156,9 @@ def load(workdir: str | Path, step: int | None = None, settings: dict | None = N
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        restored = checkpoints.open_for_reading(workdir, config, experiment.from_config(config), step)
+        restored = checkpoints.open_for_reading(
+            workdir, config, DiffusionModel.from_config(config), sharding.mesh(), step
+        )
     finally:
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: they go where x is
@@ -161,8 +166,8 @@ def load(workdir: str | Path, step: int | None = None, settings: dict | None = N
 
 
 @functools.lru_cache(maxsize=16)
-def _experiment(config: FrozenConfigDict) -> experiment.Experiment:
-    return experiment.from_config(config)
+def _experiment(config: FrozenConfigDict) -> DiffusionModel:
+    return DiffusionModel.from_config(config)
 
 
 def _copy(config: FrozenConfigDict) -> ConfigDict:
@@ -171,19 +176,19 @@ def _copy(config: FrozenConfigDict) -> ConfigDict:
 
 @functools.lru_cache(maxsize=16)
 def _chosen(config: FrozenConfigDict, sampler: str | None, steps: int | None) -> Sampler:
-    return sampling.from_config(sample.chosen(_copy(config), sampler, steps))
+    return samplers.from_config(generation.chosen(_copy(config), sampler, steps))
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluation(config: FrozenConfigDict) -> evaluation.Evaluation:
+def _evaluation(config: FrozenConfigDict) -> bits_per_dim.Evaluation:
     changed = _copy(config)
     changed.eval.batch_size = jax.device_count() * max(config.eval.group, 1)  # of the command alone
-    return evaluation.from_config(changed, _experiment(config))
+    return bits_per_dim.from_config(changed, _experiment(config))
 
 
 def _finite(images, finite):
     if not isinstance(finite, jax.core.Tracer) and not finite.all():
-        raise ConfigError(f"{int((~finite).sum())} of {len(finite)} images are not finite: {sample.DIVERGED}")
+        raise ConfigError(f"{int((~finite).sum())} of {len(finite)} images are not finite: {generation.DIVERGED}")
     return images
 
 
@@ -198,15 +203,15 @@ def _images(model: Model, x, scaled: bool):
 
 @functools.partial(jax.jit, static_argnames=("sampler", "scaled"))
 def _draw(model: Model, keys, sampler: Sampler, scaled: bool, known=None):
-    made, sde = model.experiment, sampling.sampling_sde(model.config, model.sde)
-    project: dict = {} if known is None else {"project": control.inpaint(sde, *known)}
+    made, sde = model.experiment, samplers.sampling_sde(model.config, model.sde)
+    project: dict = {} if known is None else {"project": guidance.inpaint(sde, *known)}
     return _images(model, sampler(made.score(model.params), sde, keys, made.image_shape, **project)[0], scaled)
 
 
 def _flow(model: Model):
     """The ODE whatever config.sampling.method is, the score and the SDE."""
-    sampler = sampling.ODE(ode.from_config(model.config.sampling), model.config.sampling.noise_removal)
-    return sampler, model.experiment.score(model.params), sampling.sampling_sde(model.config, model.sde)
+    sampler = samplers.ODE(probability_flow.from_config(model.config.sampling), model.config.sampling.noise_removal)
+    return sampler, model.experiment.score(model.params), samplers.sampling_sde(model.config, model.sde)
 
 
 @jax.jit
@@ -227,4 +232,4 @@ def _log_likelihood(model: Model, x, key):
     with jax.default_matmul_precision("highest"):  # as the command
         terms = (computed.nll if integer else computed.density)(model.params, x, jnp.arange(len(x)), key)
     offset = computed.offset("nll") if integer else 0.0
-    return jnp.where(terms["reached"], -(evaluation.total(terms) + offset) / computed.bits(1.0), jnp.nan)
+    return jnp.where(terms["reached"], -(bits_per_dim.total(terms) + offset) / computed.bits(1.0), jnp.nan)

@@ -13,6 +13,24 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+# keys that may change from one run to the next in the same workdir
+FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
+FREE += ("data.memory_gb", "data.num_threads", "data.download", "data.prepared")
+FREE += ("training.fsdp", "training.remat", "training.n_jitted_steps")
+# keys that say what the weights of a checkpoint mean
+MEANING = (
+    "model.",
+    "data.image_size",
+    "data.num_channels",
+    "data.centered",
+    "training.sde",
+    "training.continuous",
+    "training.ddpm_score",
+    "training.unbounded_parametrization",
+    "training.stabilizing_constant",
+    "training.eta",
+)
+
 
 class ConfigError(ValueError):
     """Something that the user asked for is not possible; the message is one line that says what would be."""

@@ -8,9 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import rich.table
+from jax.sharding import Mesh
 
-from score_st import checkpoints, cli, data, experiment, ledger, pictures, progress, quality, report, sample, sampling
 from score_st.config import ConfigError
+from score_st.data import pipeline
+from score_st.diffusion import samplers
+from score_st.evaluation import generation, resumable, sample_quality
+from score_st.model import DiffusionModel
+from score_st.reporting import image_grid
+from score_st.reporting import run as run_page
+from score_st.runtime import cli, progress, sharding
+from score_st.runtime.workdir import write_text
+from score_st.training import checkpoints
 
 EXAMPLES = """\
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
@@ -35,46 +44,46 @@ def settings(config, name: str, nfe: float):
     sampler, _, grid = name.partition("@")
     config = copy.deepcopy(config)
     each = (2 if sampler.startswith("heun") else 1) + config.sampling.n_steps_each * ("+" in sampler)
-    sample.chosen(config, sampler, None if sampler == "ode" else max(round(nfe / each), 1))
+    generation.chosen(config, sampler, None if sampler == "ode" else max(round(nfe / each), 1))
     with config.unlocked():
         if grid:
             config.sampling.grid = grid
         if sampler == "ode":
             config.sampling.update(rtol=nfe, atol=nfe)
-    sampling.from_config(config)  # says what is unknown
+    samplers.from_config(config)  # says what is unknown
     return config
 
 
-def point(config, made, params, num: int, seed: int, distance) -> dict:
+def point(config, made, params, num: int, seed: int, distance, mesh) -> dict:
     """Evaluations, Fréchet distance (NaN where the sampler diverged) and the first images."""
     try:
-        images, nfe = sample.draw(config, made, params, num, seed)
+        images, nfe = generation.draw(config, made, params, num, seed, mesh)
     except ConfigError:
         return {"nfe": np.nan, "distance": np.nan, "images": np.zeros((SHOWN, *made.image_shape), np.uint8)}
     return {"nfe": nfe, "distance": distance(images), "images": images[:SHOWN]}
 
 
-def distance_to_data(config, features: str, weights: str | None, count: int | None):
+def distance_to_data(config, features: str, weights: str | None, count: int | None, mesh):
     """A function from uint8 images to their Fréchet distance from `count` training images, and the figure's name."""
-    module, levels = quality.EXTRACTORS[features], config.data.num_levels
-    params, _ = quality.weights(module, weights)
-    apply = quality.on_devices(module.Network(module.RESIZING), params)
+    module, levels = sample_quality.EXTRACTORS[features], config.data.num_levels
+    params, _ = sample_quality.weights(module, weights)
+    apply = sample_quality.on_devices(module.Network(module.RESIZING), params, mesh)
 
     def moments(images, label):
-        pixels = quality.to_bytes(images, levels, config.data.dataset)
+        pixels = sample_quality.to_bytes(images, levels, config.data.dataset)
         with jax.default_matmul_precision("highest"):
-            found = quality.extract(apply, config.eval.batch_size, pixels, label, [])
+            found = sample_quality.extract(apply, config.eval.batch_size, pixels, label, [])
         return found["mean"], found["covariance"]
 
     @functools.cache
     def reference():
-        images = data.load(config, "train")
+        images = pipeline.load(config, "train")
         if count:
             images = images[np.sort(np.random.RandomState(0).permutation(len(images))[:count])]
         return moments(images, "features of the training images")
 
     name = "FID" if features == "inception" else f"FD-{features}"
-    return lambda images: quality.frechet(*moments(images, "features of samples"), *reference()), name
+    return lambda images: sample_quality.frechet(*moments(images, "features of samples"), *reference()), name
 
 
 def show(points: dict, name: str, config, out: Path, title: str):
@@ -97,10 +106,10 @@ def show(points: dict, name: str, config, out: Path, title: str):
     rows = [np.concatenate([p["images"] for p in found]) for found in points.values()]
     width = max(map(len, rows))
     rows = [np.concatenate([row, np.zeros((width - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
-    pictures.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
+    image_grid.grid(np.concatenate(rows).astype(np.uint8), config.data.num_levels, out / "samplers_images.png", width)
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None, mesh: Mesh | None = None):
     parser = cli.parser("sweep", "Fréchet distance of each sampler by evaluations: table, plot and images.", EXAMPLES)
     option = parser.add_argument_group("images").add_argument
     option("--num", type=int, default=1000, help="images a point (default 1000)")
@@ -110,38 +119,39 @@ def main(argv: list[str] | None = None):
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
     option("--nfe", default="10,20,50,100,1000", help="evaluations (default 10,20,50,100,1000)")
     option = parser.add_argument_group("distance").add_argument
-    option("--features", choices=quality.EXTRACTORS, default="inception", help="default inception")
+    option("--features", choices=sample_quality.EXTRACTORS, default="inception", help="default inception")
     option("--reference", type=int, metavar="N", help="training images to compare with, a fixed draw (default all)")
     option("--weights", metavar="FILE", help="of the features; see score_st.eval")
     arguments = cli.parse(parser, argv)
+    mesh = mesh or sharding.mesh()
     config, workdir = arguments.config, Path(arguments.workdir)
     try:
         counts = [int(n) for n in arguments.nfe.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1 or arguments.num < quality.LEAST:
+    if not counts or min(counts) < 1 or arguments.num < sample_quality.LEAST:
         raise ConfigError(f"--nfe {arguments.nfe} --num {arguments.num}: should be whole numbers, num at least 10")
-    sample.check(config)
-    made = experiment.from_config(config)
+    generation.check(config)
+    made = DiffusionModel.from_config(config)
     grids = {s: TOLERANCES if s == "ode" else counts for s in arguments.samplers.split(",")}
     variants = {(s, nfe): settings(config, s, nfe) for s, values in grids.items() for nfe in values}
-    distance, name = distance_to_data(config, arguments.features, arguments.weights, arguments.reference)
-    restored = checkpoints.open_for_reading(workdir, config, made, arguments.step)
+    distance, name = distance_to_data(config, arguments.features, arguments.weights, arguments.reference, mesh)
+    restored = checkpoints.open_for_reading(workdir, config, made, mesh, arguments.step)
     about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
     about |= {"reference": arguments.reference} if arguments.reference else {}
-    asked = about | {"weights_crc32": ledger.checksum(restored.ema), "sampling": config.sampling.to_dict()}
-    book = ledger.Ledger(workdir / "eval/samplers.jsonl", asked)
+    asked = about | {"weights_crc32": resumable.checksum(restored.ema), "sampling": config.sampling.to_dict()}
+    book = resumable.Ledger(workdir / "eval/samplers.jsonl", asked)
     points, loop = {s: [] for s in grids}, progress.Loop("points", 0, len(variants), "points")
     for done, ((s, nfe), variant) in enumerate(variants.items(), 1):
-        job = lambda variant=variant: point(variant, made, restored.ema, arguments.num, arguments.seed, distance)
+        job = lambda variant=variant: point(variant, made, restored.ema, arguments.num, arguments.seed, distance, mesh)
         points[s].append(book((s, nfe), job))
         loop(done, f"{s}, {points[s][-1]['nfe']:.0f} evaluations: {name} {points[s][-1]['distance']:.2f}")
     numbers = {s: [{k: float(p[k]) for k in ("nfe", "distance")} for p in found] for s, found in points.items()}
     if book.writes:
-        result = {"figure": name, "samplers": numbers, **asked, **ledger.provenance()}
-        cli.write(workdir / "eval/samplers.json", json.dumps(result, indent=1))
+        result = {"figure": name, "samplers": numbers, **asked, **resumable.provenance()}
+        write_text(workdir / "eval/samplers.json", json.dumps(result, indent=1))
         show(points, name, config, workdir / "eval", f"{name} of {arguments.num} {config.data.dataset} samples")
-        report.again(workdir)
+        run_page.again(workdir)
 
 
 if __name__ == "__main__":

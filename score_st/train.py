@@ -1,19 +1,19 @@
 """`python -m score_st.train`: trains with Soft Truncation, evaluates, and goes on where it was when started again."""
 
-import json
+import functools
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from score_st import checkpoints, cli, data, distributed, experiment, progress, report, sample, state
-from score_st import eval as evaluation
-from score_st import step as stepping
-from score_st.preemption import STOPPED, Preemption
+from score_st.data import pipeline
+from score_st.evaluation import bits_per_dim, generation
+from score_st.model import DiffusionModel
+from score_st.reporting import run as run_page
+from score_st.runtime import cli, sharding
+from score_st.runtime.workdir import claim_workdir, write_text
+from score_st.training import loop, state
+from score_st.training import step as stepping
 
 EXAMPLES = """\
   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -21,160 +21,21 @@ EXAMPLES = """\
   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10"""
 
 
-class Log:
-    """`metrics.jsonl`, TensorBoard events and lines on the terminal, of process 0."""
-
-    def __init__(self, workdir: Path, start: int, stop: int):
-        import tensorboardX
-
-        self.progress = progress.Loop("step", start, stop, "steps")
-        self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
-        # after a kill, lines past the checkpoint are written again
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-        if not self.writes:
-            return
-        cli.write(self.path, "".join(line + "\n" for line in kept))
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
-
-    def __call__(self, step: int, **values):
-        if not self.writes:
-            return
-        values = {key: float(value) for key, value in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for key, value in values.items():
-            if np.isfinite(value):  # others it warns of
-                self.board.add_scalar(key, value, step)
-        self.board.flush()
-
-    def train(self, step: int, recent: list[dict], waited: float, **values):
-        """The mean of the metrics since the last call, with speed, time left, and the share of the time that `waited`
-        seconds for data are."""
-        count = step - self.progress.last[0]
-        means = jax.tree.map(lambda *a: float(np.mean(np.hstack(a))), *recent)
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
-        speed = self.progress(step, shown)
-        self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values)
-
-
-class Batches:
-    """Batches, and the seconds since these were last asked for that `next` took; devices may have been busy meanwhile,
-    so it is the most that they waited."""
-
-    def __init__(self, batches: Iterator[np.ndarray]):
-        self.batches, self.seconds = batches, 0.0
-
-    def __next__(self) -> np.ndarray:
-        began = time.perf_counter()
-        batch = next(self.batches)
-        self.seconds += time.perf_counter() - began
-        return batch
-
-    def waited(self) -> float:
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-
-def check_finite(step: int, loss, wait: Callable[[], None]):
-    """Ends the program with exit code 1 before a broken state replaces a good checkpoint, for which it `wait`s."""
-    loss = np.ravel(loss)[-1]
-    if not np.isfinite(loss):
-        wait()
-        said = f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do"
-        distributed.leave(1, said)
-
-
-def dispatches(start: int, stop: int, several: int, marks: list[int]) -> Iterator[int]:
-    """The numbers of steps that one program each does, from `start` to `stop`: `several`, or 1 where a multiple of one
-    of `marks` is nearer."""
-    step = start
-    while step < stop:
-        whole = step + several <= stop and all((step + several - 1) // m == step // m for m in marks)
-        yield (count := several if whole else 1)
-        step += count
-
-
-def fit(config, workdir: Path, recipe: stepping.Recipe, images: dict[str, np.ndarray]) -> state.TrainState:
-    """Trains from the newest checkpoint, or from the start, to config.training.n_iters updates.
-
-    SIGTERM saves, and ends the program with exit code 143.
-
-    Args:
-      images: uint8 [N, H, W, C] of "train" and "test".
-    """
-    training, mesh = config.training, recipe.mesh
-    made = experiment.from_config(config)  # in its own arithmetic, not that of training
-    key = jax.random.key(config.seed)
-    manager = checkpoints.manager(workdir, training.snapshot_freq)
-    current = checkpoints.restore(manager, made.abstract_state, mesh)
-    if current is None:
-        create = jax.jit(made.create, out_shardings=recipe.state_shardings)
-        current = create(jax.random.fold_in(key, 2**31 - 1))
-    one, several, loss_fn = stepping.jitted(recipe), stepping.jitted(recipe, True), stepping.jitted_eval_loss(recipe)
-    start, stop = int(current.step), training.n_iters
-    log, recent = Log(workdir, start, stop), []
-    put = lambda batch, axis=0: jax.make_array_from_process_local_data(state.sharded(mesh, axis), batch)
-    processes, threads = (jax.process_index(), jax.process_count()), config.data.num_threads
-    stream = lambda array: data.Stream(array, training.batch_size, config.seed, *processes, threads)
-    streams = {split: stream(array) for split, array in images.items()}
-    due = lambda step: step == stop or step % training.snapshot_freq == 0
-    done = workdir / "snapshot"
-    if start and due(start) and not (done.exists() and done.read_text() == str(start)):
-        snapshot(config, workdir, made, current, images["test"], log)
-    preemption, step = Preemption(start), start
-    batches = Batches(streams["train"].batches(start, stop))
-    marks = [training[f"{name}_freq"] for name in ("log", "eval", "snapshot")]
-    marks.append(training.snapshot_freq_for_preemption)
-    for count in dispatches(start, stop, training.n_jitted_steps, marks):
-        if count == 1:
-            current, metrics = one(current, put(next(batches)), key)
-        else:
-            current, metrics = several(current, put(np.stack([next(batches) for _ in range(count)]), 1), key)
-        first, step = step == start, step + count
-        recent.append(metrics)
-        last = step == stop
-        if last or first or step % training.log_freq == 0:
-            extra = {}
-            if last or step % training.eval_freq == 0:
-                extra["eval_loss"] = float(loss_fn(current.ema, put(streams["test"].batch(step)), key))
-            log.train(step, recent, batches.waited(), **extra)
-            check_finite(step, metrics["loss"], manager.wait_until_finished)
-            recent = []
-        stopped = preemption.reached(step)
-        if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:
-            check_finite(step, metrics["loss"], manager.wait_until_finished)
-            checkpoints.save(manager, current)
-        if stopped:
-            manager.wait_until_finished()
-            preemption.close()
-            print(f"step {step}/{stop}  saved and stopped, as SIGTERM asked", flush=True)
-            sys.exit(STOPPED)
-        if due(step):
-            manager.wait_until_finished()
-            preemption.listen(False)  # what a snapshot has, it finds again
-            snapshot(config, workdir, made, current, images["test"], log)
-            preemption.listen()
-    preemption.close()
-    manager.wait_until_finished()
-    return current
-
-
-def snapshot(config, workdir: Path, made: experiment.Experiment, current: state.TrainState, test_images, log: Log):
+def snapshot(config, workdir: Path, made: DiffusionModel, test_images, mesh, current: state.TrainState, log: loop.Log):
     """A picture of samples (training.snapshot_sampling) and bits/dim (eval.enable_bpd) of the average's weights."""
     step, shown = int(current.step), config.training.snapshot_sampling or config.eval.enable_bpd
-    weights = state.whole(current.ema) if shown else None
+    weights = sharding.whole(current.ema) if shown else None
     if config.training.snapshot_sampling:
         path = workdir / f"snapshots/{step:08}.png"
-        sample.picture(config, made, weights, path)
+        generation.picture(config, made, weights, path, mesh)
         if log.writes:
             shutil.copyfile(path, workdir / "samples.png")
     if config.eval.enable_bpd:
-        result = evaluation.evaluate(config, made, weights, step, test_images, workdir)
-        log(step, **{name: result[name] for name in evaluation.FIGURES if name in result})
+        result = bits_per_dim.evaluate(config, made, weights, step, test_images, workdir, mesh)
+        log(step, **{name: result[name] for name in bits_per_dim.FIGURES if name in result})
     if log.writes:
-        cli.write(workdir / "snapshot", str(step))
-        report.refresh(workdir)
+        write_text(workdir / "snapshot", str(step))
+        run_page.refresh(workdir)
 
 
 def keep_programs(workdir: Path):
@@ -195,13 +56,15 @@ def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainS
     Raises:
       ConfigError: what was asked for is not possible.
     """
-    recipe = stepping.from_config(config, state.mesh(config.training.fsdp))
-    images = {split: data.load(config, split) for split in ("train", "test")}
+    setup = stepping.from_config(config, sharding.mesh(config.training.fsdp))
+    model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
+    images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
-        evaluation.from_config(config, recipe.experiment)
-    workdir = cli.claim(workdir, config, base)
+        bits_per_dim.from_config(config, model)
+    workdir = claim_workdir(workdir, config, base)
     keep_programs(workdir)
-    return fit(config, workdir, recipe, images)
+    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], sharding.mesh())
+    return loop.fit(config, workdir, setup, images, at_snapshot)
 
 
 def main(argv: list[str] | None = None):

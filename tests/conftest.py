@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.environment import QUICK
 
 FIXTURES = Path(__file__).parent / "fixtures"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile: half of the time
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=8"
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a worker has it from pytest
 if OWN_CACHE:
@@ -18,23 +18,23 @@ if OWN_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """The mesh has one device: each compiles for itself, and `test_train` has more."""
+@pytest.fixture(scope="session")
+def one_device():
+    """A mesh of one device: with eight, each compiles for itself."""
     import jax
 
-    from score_st import state
+    from score_st.runtime import sharding
 
-    mesh = state.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(state, "mesh", lambda *_: mesh)
+    return sharding.mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="session")
 def digits():
     """uint8 [1500, 8, 8, 1]."""
-    from score_st import config, data
+    from score_st import config
+    from score_st.data import pipeline
 
-    return data.load(config.load("vp/DIGITS/ddpmpp_nll_st"), "train")
+    return pipeline.load(config.load("vp/DIGITS/ddpmpp_nll_st"), "train")
 
 
 @pytest.fixture(scope="session")

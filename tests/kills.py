@@ -20,8 +20,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from support.commands import DIGITS, final_params, overrides
 from test_pods import QUICK, curve, ended, launched, workers
-from test_train import DIGITS, final_params, overrides
 
 SETTINGS = dict(training__n_iters=1200, training__tau_groups=2, training__eval_freq=200, training__log_freq=1)
 SETTINGS |= dict(training__snapshot_freq=10000, training__snapshot_freq_for_preemption=50, data__num_threads=1)

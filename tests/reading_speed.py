@@ -17,9 +17,10 @@ import test_sources
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from test_sources import file, progressive_gan, settings
+from support.image_files import file, progressive_gan, settings
 
-from score_st import data, pictures, records
+from score_st.data import images as pictures
+from score_st.data import pipeline, tfrecord
 
 
 def crops(count: int, height: int, width: int) -> np.ndarray:
@@ -55,7 +56,7 @@ def array_record(path, images):
     return dict(dataset="ARRAYRECORD")
 
 
-def tfrecord(path, images):
+def tfrecord_file(path, images):
     (path / "r.tfrecords").write_bytes(b"".join(progressive_gan(image, True) for image in images))
     return dict(dataset="FFHQ", tfrecords_path="r.tfrecords")
 
@@ -93,9 +94,9 @@ def rate(make, size: int, count: int, seconds: float = 3.0) -> float:
     with tempfile.TemporaryDirectory() as name:
         made = make(Path(name), crops(count, size, size))
         config = settings(made.pop("dataset"), name, image_size=size, memory_gb=0.0, **made)
-        images = data.load(config, "train")
+        images = pipeline.load(config, "train")
         assert make is array or isinstance(images, pictures.Encoded)
-        batches, read = data.Stream(images, 64, seed=0).batches(0, 10**9), 0
+        batches, read = pipeline.Stream(images, 64, seed=0).batches(0, 10**9), 0
         for _ in range(4):
             next(batches)
         began = time.perf_counter()
@@ -106,7 +107,7 @@ def rate(make, size: int, count: int, seconds: float = 3.0) -> float:
 
 def main():
     # the tests' own goes bit by bit
-    test_sources.crc32c = lambda content: int.from_bytes(records.masked_crc(content), "little")
+    test_sources.crc32c = lambda content: int.from_bytes(tfrecord.masked_crc(content), "little")
     sizes = {32: 8192, 64: 4096, 256: 1024}  # images; in small sets the shuffled order itself takes longer
     print(f"| images/s, 2 threads | {' | '.join(f'{size}x{size}' for size in sizes)} |\n|{'---|' * 4}")
     for label, make in SOURCES.items():

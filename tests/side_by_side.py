@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from official import FIXTURES, family
+from support.official import FIXTURES, family
 
-from score_st import likelihood, losses, ode, sampling
+from score_st.diffusion import likelihood, losses, probability_flow, samplers
 
 LAST, SCALE = "all_modules_27", 0.1
 
@@ -128,11 +128,11 @@ def nll(checkout: str, images: int, steps: int):
         return found[0].numpy(), [found[2]]
 
     solvers = {
-        "Dopri5 1e-5": ode.Solver(),
-        "Bosh3 1e-4": ode.Solver(1e-4, 1e-4, method="Bosh3"),
-        "Bosh3 7e-5": ode.Solver(7e-5, 7e-5, method="Bosh3"),
-        "Dopri5 5e-7": ode.Solver(5e-7, 5e-7),
-        "Bosh3 5e-6": ode.Solver(5e-6, 5e-6, method="Bosh3"),
+        "Dopri5 1e-5": probability_flow.Solver(),
+        "Bosh3 1e-4": probability_flow.Solver(1e-4, 1e-4, method="Bosh3"),
+        "Bosh3 7e-5": probability_flow.Solver(7e-5, 7e-5, method="Bosh3"),
+        "Dopri5 5e-7": probability_flow.Solver(5e-7, 5e-7),
+        "Bosh3 5e-6": probability_flow.Solver(5e-6, 5e-6, method="Bosh3"),
     }
     programs = {k: compiled(functools.partial(ours, s), x, z, z_rec, probe) for k, s in solvers.items()}
     found = {}
@@ -172,9 +172,9 @@ def sample_ode(checkout: str, images: int, steps: int):
         config, sde, shape, lambda x: x, denoise=True, eps=sde.eps, device="cpu"
     )
     made = {
-        "Dopri5 1e-5": sampling.ODE(),
-        "Bosh3 1e-4": sampling.ODE(ode.Solver(1e-4, 1e-4, method="Bosh3")),
-        "Dopri5 1e-6": sampling.ODE(ode.Solver(1e-6, 1e-6)),
+        "Dopri5 1e-5": samplers.ODE(),
+        "Bosh3 1e-4": samplers.ODE(probability_flow.Solver(1e-4, 1e-4, method="Bosh3")),
+        "Dopri5 1e-6": samplers.ODE(probability_flow.Solver(1e-6, 1e-6)),
     }
     samplers(checkout, images, steps, made, call, "Dopri5 1e-6")
 
@@ -193,8 +193,8 @@ def sample_pc(checkout: str, images: int, steps: int):
         eps=sde.eps,
         device="cpu",
     )
-    corrector = functools.partial(sampling.langevin, snr=0.16)
-    made = {"ours": sampling.PredictorCorrector(sampling.reverse_diffusion, corrector, steps=steps)}
+    corrector = functools.partial(samplers.langevin, snr=0.16)
+    made = {"ours": samplers.PredictorCorrector(samplers.reverse_diffusion, corrector, steps=steps)}
     samplers(checkout, images, steps, made, call, None)
 
 

@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian import SHAPE, Gaussian
+from support.gaussian import SHAPE, Gaussian
 
 import score_st
-from score_st import api, checkpoints, cli, config, data, experiment, sample, sampling, score
-from score_st import eval as evaluation
+from score_st import api, config, sample
+from score_st.data import pipeline
+from score_st.diffusion import parametrization, samplers
+from score_st.evaluation import bits_per_dim, generation
+from score_st.model import DiffusionModel
+from score_st.runtime.workdir import claim_workdir
+from score_st.training import checkpoints
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
@@ -31,8 +36,8 @@ def runs(tmp_path_factory):
     """A folder with `runs/digits`, whose checkpoint has random weights."""
     folder = tmp_path_factory.mktemp("api")
     made = config.load(DIGITS, SETTINGS)
-    cli.claim(folder / "runs/digits", made)
-    rng, like = np.random.default_rng(0), experiment.from_config(made).abstract_state
+    claim_workdir(folder / "runs/digits", made)
+    rng, like = np.random.default_rng(0), DiffusionModel.from_config(made).abstract_state
     weights = jax.tree.map(lambda a: rng.normal(0, 0.03, a.shape).astype(a.dtype), like)
     with checkpoints.manager(folder / "runs/digits") as manager:
         checkpoints.save(manager, dataclasses.replace(weights, step=np.zeros((), np.int32)))
@@ -46,7 +51,7 @@ def test_samples_have_the_bits_of_the_command(runs, tmp_path):
     model = score_st.load(runs / "runs/digits")
     drawn = model.sample(jax.random.key(3), 6)
     assert drawn.dtype == jnp.uint8 and drawn.std() > 0
-    np.testing.assert_array_equal(drawn, sample.read_shards(tmp_path / "a"))
+    np.testing.assert_array_equal(drawn, generation.read_shards(tmp_path / "a"))
     x = jax.jit(lambda model, key: model.sample(key, 6, scaled=True))(model, jax.random.key(3))
     assert x.dtype == jnp.float32 and jnp.mean(model.unscale(x) != drawn) < 0.01
 
@@ -54,9 +59,9 @@ def test_samples_have_the_bits_of_the_command(runs, tmp_path):
 @pytest.mark.slow  # the next checks the figures faster, against closed forms
 def test_bits_per_dim_are_those_of_the_command(runs, tmp_path):
     model = score_st.load(runs / "runs/digits", settings={"eval.rtol": 1e-4, "eval.atol": 1e-4})
-    images = data.load(model.config, "test")[:8]
+    images = pipeline.load(model.config, "test")[:8]
     changed = config.from_workdir(runs / "runs/digits", {"eval.rtol": 1e-4, "eval.atol": 1e-4})
-    evaluation.evaluate(changed, model.experiment, model.params, 0, images, tmp_path)
+    bits_per_dim.evaluate(changed, model.experiment, model.params, 0, images, tmp_path)
     reported = json.loads((tmp_path / "eval/bpd.json").read_text())["nll"]
     bits = model.bits_per_dim(images)
     assert bits.shape == (8,) and reported > 1
@@ -80,8 +85,8 @@ def test_closed_forms(runs, monkeypatch):
     settings = {"data.image_size": 2, "data.num_levels": 256, "eval.n_probes": 4}
     settings |= {f"{section}.{key}": 1e-6 for section in ("eval", "sampling") for key in ("rtol", "atol")}
     changed = config.load(DIGITS, {key: str(value) for key, value in (SETTINGS | settings).items()})
-    plain = score.Parametrization(lambda t: t, jnp.ones_like)
-    made = dataclasses.replace(experiment.from_config(changed), network=GaussianNet(), parametrization=plain)
+    plain = parametrization.Parametrization(lambda t: t, jnp.ones_like)
+    made = dataclasses.replace(DiffusionModel.from_config(changed), network=GaussianNet(), parametrization=plain)
     monkeypatch.setattr(api, "_experiment", lambda _: made)
     model, n = score_st.Model({}, api.FrozenConfigDict(changed)), 512
     assert model.image_shape == SHAPE
@@ -123,7 +128,7 @@ def test_what_is_refused(runs):
     with pytest.raises(score_st.ConfigError, match="did you mean ddim?"):
         model.sample(jax.random.key(0), 1, "dim")
     with pytest.raises(score_st.ConfigError, match="can't keep what is known"):
-        model.inpaint(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), 1.0, sampler=sampling.ODE())
+        model.inpaint(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), 1.0, sampler=samplers.ODE())
     with pytest.raises(score_st.ConfigError, match="2 of 2 images are not finite"):
         dataclasses.replace(model, params=jax.tree.map(lambda a: a * jnp.nan, model.params)).sample(
             jax.random.key(0), 2

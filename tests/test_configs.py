@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from score_st import losses, models, sampling, score, sde, state, truncation
+from score_st import networks
 from score_st.config import default, flatten, load
+from score_st.diffusion import losses, parametrization, samplers, sde, truncation
+from score_st.training import optimizer
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -160,7 +162,7 @@ def test_all_official_files_are_there():
 def parameters(name: str):
     """The parameters' shapes of a config's network, by name of the module; nothing is computed."""
     config = load(CONFIGS / name)
-    network, data = models.from_config(config), config.data
+    network, data = networks.from_config(config), config.data
     x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
     return jax.eval_shape(network.init, jax.random.key(0), x, jnp.ones(1))["params"]
 
@@ -201,12 +203,12 @@ def test_what_a_config_names_exists(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a config loads from anywhere
     config = load(CONFIGS / name)
     diffusion = sde.from_config(config)
-    models.from_config(config)
-    score.from_config(config, diffusion)
+    networks.from_config(config)
+    parametrization.from_config(config, diffusion)
     truncation.from_config(config)
     losses.from_config(config, diffusion, groups=1)
-    sampling.from_config(config)
-    state.optimizer_from_config(config)
+    samplers.from_config(config)
+    optimizer.optimizer_from_config(config)
 
 
 def said(name: str) -> dict[str, str]:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import TINY
+from support.commands import TINY
 
-from score_st import cli, plan
+from score_st import plan
+from score_st.runtime import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,12 +8,12 @@ The official file asks for the SDE 'rve-sde', which its code does not know: it i
 name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.rve(families.ncsnpp256(families.pixels256(default(), "LSUN")))
+    config = presets.rve(presets.ncsnpp256(presets.pixels256(default(), "LSUN")))
     config.data.category = "church_outdoor"
     config.model.sigma_max = 380.0
     return config

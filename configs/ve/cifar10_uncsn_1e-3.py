@@ -8,11 +8,11 @@ The official file asks for the SDE 'rve-sde', which its code does not know: it i
 name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.rve(families.ncsnpp(families.cifar10(default())))
+    config = presets.rve(presets.ncsnpp(presets.cifar10(default())))
     config.training.update(importance_sampling=True, likelihood_weighting=True)
     return config

@@ -10,12 +10,12 @@ name. The official files with and without '_mid' differ in uncsn.threshold alone
 reads. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.rve(families.ncsnpp(families.cifar10(default())), sigma_min=1e-5)
+    config = presets.rve(presets.ncsnpp(presets.cifar10(default())), sigma_min=1e-5)
     config.training.update(importance_sampling=True, likelihood_weighting=True)
     config.model.num_res_blocks = 8
     return config

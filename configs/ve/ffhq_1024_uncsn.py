@@ -9,13 +9,13 @@ name. It leaves out what came later (importance_sampling, num_micro_batch, ...):
 score_sde. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ncsnpp1024(families.pixels1024(default(), "FFHQ"))
-    config = families.rve(config, sigma_min=1e-4)
+    config = presets.ncsnpp1024(presets.pixels1024(default(), "FFHQ"))
+    config = presets.rve(config, sigma_min=1e-4)
     config.training.update(batch_size=16, n_iters=240000001, reduce_mean=True)
     config.sampling.batch_size = 16
     config.eval.batch_size = 40

@@ -9,12 +9,12 @@ Loads the published checkpoint subvp/cifar10_ddpmpp_continuous. Its bits/dim are
 without reconstruction term: --config.data.dequantization=uniform --config.eval.residual=False.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ddpmpp(default()))
+    config = presets.score_sde(presets.ddpmpp(default()))
     config.training.sde = "subvpsde"
     config.sampling.truncation_time = 1e-3
     return config

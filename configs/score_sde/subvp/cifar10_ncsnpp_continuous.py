@@ -6,12 +6,12 @@ Hardware:  not published
 Published: no checkpoint; figures not verified here
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ddpmpp(default()))
+    config = presets.score_sde(presets.ddpmpp(default()))
     config.training.sde = "subvpsde"
     config.sampling.truncation_time = 1e-3
     config.model.update(fir=True, progressive_input="residual")

@@ -6,11 +6,11 @@ Hardware:  not published
 Published: no checkpoint and no figure (score_sde_pytorch, README)
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ncsnpp1024(families.pixels1024(default(), "CelebAHQ")))
+    config = presets.score_sde(presets.ncsnpp1024(presets.pixels1024(default(), "CelebAHQ")))
     config.data.tfrecords_path = "CelebAHQ_1024/celeba_r10.tfrecords"
     return config

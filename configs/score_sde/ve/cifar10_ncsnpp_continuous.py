@@ -7,10 +7,10 @@ Published: FID 2.38, Inception score 9.83 (score_sde_pytorch, README)
 Loads the published checkpoint ve/cifar10_ncsnpp_continuous.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ncsnpp(default()))
+    config = presets.score_sde(presets.ncsnpp(default()))
     return config

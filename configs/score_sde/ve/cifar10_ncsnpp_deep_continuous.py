@@ -8,12 +8,12 @@ Published: FID 2.20, Inception score 9.89 (score_sde_pytorch, README)
 Loads the published checkpoint ve/cifar10_ncsnpp_deep_continuous.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ncsnpp(default()))
+    config = presets.score_sde(presets.ncsnpp(default()))
     config.training.n_iters = 950001
     config.model.num_res_blocks = 8
     return config

@@ -8,12 +8,12 @@ Published: samples only (score_sde_pytorch, README)
 Loads the published checkpoint ve/ffhq_256_ncsnpp_continuous.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ncsnpp256(families.pixels256(default(), "FFHQ")))
+    config = presets.score_sde(presets.ncsnpp256(presets.pixels256(default(), "FFHQ")))
     config.training.n_iters = 2400001
     config.eval.batch_size = 512
     config.data.tfrecords_path = "FFHQ_256/ffhq-r08.tfrecords"

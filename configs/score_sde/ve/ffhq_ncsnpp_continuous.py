@@ -8,12 +8,12 @@ Published: samples only (score_sde_pytorch, README)
 Loads the published checkpoint ve/ffhq_1024_ncsnpp_continuous.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ncsnpp1024(families.pixels1024(default(), "FFHQ")))
+    config = presets.score_sde(presets.ncsnpp1024(presets.pixels1024(default(), "FFHQ")))
     config.training.reduce_mean = True
     config.data.tfrecords_path = "FFHQ_1024/ffhq-r10.tfrecords"
     return config

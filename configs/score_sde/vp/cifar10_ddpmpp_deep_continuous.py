@@ -9,12 +9,12 @@ Loads the published checkpoint vp/cifar10_ddpmpp_deep_continuous. Its bits/dim a
 without reconstruction term: --config.data.dequantization=uniform --config.eval.residual=False.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.score_sde(families.ddpmpp(default()))
+    config = presets.score_sde(presets.ddpmpp(default()))
     config.training.n_iters = 950001
     config.sampling.truncation_time = 1e-3
     config.model.num_res_blocks = 8

@@ -8,11 +8,11 @@ The official code never passes the flag on with the VE SDE, and so trained witho
 applied (training.st=False is what was run there).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ncsnpp(families.celeba(default()))
+    config = presets.ncsnpp(presets.celeba(default()))
     config.training.update(st=True, k=2.0)
     return config

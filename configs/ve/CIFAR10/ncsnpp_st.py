@@ -8,12 +8,12 @@ The official file says no k; 2.0 is that of its CelebA sibling. The official cod
 VE SDE, and so trained without Soft Truncation; here it is applied (training.st=False is what was run there).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ncsnpp(families.cifar10(default()))
+    config = presets.ncsnpp(presets.cifar10(default()))
     config.training.update(st=True, k=2.0)
     config.model.sigma_min = 1e-3
     return config

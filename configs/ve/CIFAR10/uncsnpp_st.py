@@ -9,11 +9,11 @@ passes the flag on, and so trained without Soft Truncation; here it is applied. 
 official README has the command and the link.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.rve(families.ncsnpp(families.cifar10(default())))
+    config = presets.rve(presets.ncsnpp(presets.cifar10(default())))
     config.training.st = True
     return config

@@ -9,11 +9,11 @@ to the model of CIFAR-10, with σ_min and k as there. As 48 halves to 24, 12 and
 attention in the middle block alone.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.rve(families.ncsnpp(families.stl10(default())))
+    config = presets.rve(presets.ncsnpp(presets.stl10(default())))
     config.training.st = True
     return config

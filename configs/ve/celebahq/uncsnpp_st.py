@@ -9,12 +9,12 @@ Kept as it is, for its published checkpoint: training.sde=reciprocal_vesde with 
 Truncation; here it is applied (training.st=False is what was run there).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ncsnpp256(families.pixels256(default(), "CelebAHQ"))
+    config = presets.ncsnpp256(presets.pixels256(default(), "CelebAHQ"))
     config.training.update(st=True, k=2.0)
     config.data.tfrecords_path = "CelebAHQ_256/celeba_r08.tfrecords"
     return config

@@ -7,11 +7,11 @@ Published: 1.96 bits/dim, FID 2.90 (as Papers with Code lists it for arXiv 2106.
 Its checkpoint is published: the official README has the command and the link.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.celeba(default()))
+    config = presets.ddpmpp(presets.celeba(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     return config

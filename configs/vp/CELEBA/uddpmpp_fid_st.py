@@ -7,12 +7,12 @@ Published: not verified here
 The network is told the time by an unbounded label (training.stabilizing_constant keeps it finite).
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.celeba(default()))
+    config = presets.ddpmpp(presets.celeba(default()))
     config.training.update(st=True, k=1.0, importance_sampling=False, likelihood_weighting=False)
     config.training.unbounded_parametrization = True
     return config

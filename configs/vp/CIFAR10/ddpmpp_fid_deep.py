@@ -6,12 +6,12 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.cifar10(default()))
+    config = presets.ddpmpp(presets.cifar10(default()))
     config.training.update(importance_sampling=False, likelihood_weighting=False)
     config.model.num_res_blocks = 8
     config.sampling.batch_size = 512

@@ -8,11 +8,11 @@ Published: not verified here
 Its checkpoint is published: the official README has the command and the link.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.deepest(families.cifar10(default()))
+    config = presets.deepest(presets.cifar10(default()))
     config.training.update(st=True, k=0.9, importance_sampling=False, ddpm_weight=100.0)
     return config

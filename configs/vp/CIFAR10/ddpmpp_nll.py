@@ -5,10 +5,10 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.cifar10(default()))
+    config = presets.ddpmpp(presets.cifar10(default()))
     return config

@@ -7,11 +7,11 @@ Published: not verified here
 Its checkpoint is published: the official README has the command and the link.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.cifar10(default()))
+    config = presets.ddpmpp(presets.cifar10(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     return config

@@ -6,11 +6,11 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.deepest(families.cifar10(default()))
+    config = presets.deepest(presets.cifar10(default()))
     config.training.update(st=True, k=2.0, balanced=True)
     return config

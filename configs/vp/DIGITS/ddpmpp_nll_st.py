@@ -7,12 +7,12 @@ Hardware:  2 CPU cores
 Published: nothing; the README says what it measures
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.laptop(default())
+    config = presets.laptop(default())
     config.training.update(n_iters=3600, snapshot_freq=3600)
     config.data.update(dataset="DIGITS", image_size=8, num_levels=17)
     config.model.update(nf=48, ch_mult=(1, 1), attn_resolutions=(4,))

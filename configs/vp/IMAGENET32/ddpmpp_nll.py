@@ -5,11 +5,11 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.imagenet32(default()))
+    config = presets.ddpmpp(presets.imagenet32(default()))
     config.training.truncation_time = 5e-5
     return config

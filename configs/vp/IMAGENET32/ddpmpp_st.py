@@ -7,11 +7,11 @@ Published: 3.85 bits/dim, FID 8.42, Inception score 11.82 (as Papers with Code l
 Its checkpoint is published: the official README has the command and the link.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.imagenet32(default()))
+    config = presets.ddpmpp(presets.imagenet32(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     return config

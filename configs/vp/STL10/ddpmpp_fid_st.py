@@ -9,11 +9,11 @@ to the model of CIFAR-10, with k as for CelebA. As 48 halves to 24, 12 and 6, at
 in the middle block alone.
 """
 
-from score_st import families
+from score_st import presets
 from score_st.config import default
 
 
 def get_config():
-    config = families.ddpmpp(families.stl10(default()))
+    config = presets.ddpmpp(presets.stl10(default()))
     config.training.update(st=True, k=1.0, importance_sampling=False, likelihood_weighting=False)
     return config

@@ -1,0 +1,112 @@
+"""From the output of a network to the score ∇ log p_t(x): what the network is told about t, and how its output scales.
+
+A network is a function (x [B, H, W, C], label [B], log_label [B] or None) -> [B, H, W, C]; a score function is
+(x, t [B]) -> [B, H, W, C].
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from score_st.config import ConfigError
+from score_st.diffusion.sde import expand
+
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def denoise(score: Score, sde, x, t):
+    """E[x_0 | x_t = x] by Tweedie's formula, x [B, ...], t [B]."""
+    return (x + expand(jnp.square(sde.sigma(t)), x) * score(x, t)) / expand(sde.alpha(t), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parametrization:
+    """How a network stands for a score.
+
+    Attributes:
+      label: t [B] -> what the network gets as its time [B].
+      scale: t [B] -> the factor [B] from the network's output to the score.
+      log_label: t [B] -> what a Gaussian Fourier embedding takes instead of log(label), where it isn't that.
+    """
+
+    label: Callable
+    scale: Callable
+    log_label: Callable | None = None
+
+    def score(self, network) -> Score:
+        def score(x, t):
+            log_label = self.log_label(t) if self.log_label else None
+            return expand(self.scale(t), x) * network(x, self.label(t), log_label)
+
+        return score
+
+
+def bounded_label(t):
+    """999 t, as DDPM counts its steps."""
+    return 999.0 * t
+
+
+def unbounded_label(sde, stabilizer, t):
+    """0 at t = 1e-5 and 999 at T, growing like -logSNR (Kim et al. 2022, section 4.1).
+
+    The official code adds `stabilizer` inside the logarithm: log(1 - e^-B + stabilizer) + B.
+    """
+
+    def growth(t):
+        b = sde.integral_beta(t)
+        return jnp.log(-jnp.expm1(-b) + stabilizer) + b
+
+    first, last = growth(jnp.float32(1e-5)), growth(jnp.float32(sde.T))
+    return 999.0 * (growth(t) - first) / (last - first)
+
+
+def unbounded_log_sigma(sde, t):
+    """log σ above σ = 0.01 and -c₁/σ + c₂ below, joined smoothly: the unbounded UNCSN++ (Kim et al. 2022, app. C)."""
+    b, edge = sde._log_b, 0.01
+    s_edge = 1 / float(sde.time(jnp.float32(-2 * math.log(edge))))
+    sigma = sde.sigma(t)
+    slope = edge / b * math.log(edge / sde.sigma_max) / (s_edge - 1)
+    return jnp.where(sigma > edge, jnp.log(sigma), -slope / (sigma + 1e-4) + math.log(edge) + slope / edge)
+
+
+def _ones(t):
+    return jnp.ones_like(t)
+
+
+def _minus_inverse_sigma(sde, t):
+    return -1 / sde.sigma(t)
+
+
+def _discrete(sde, config) -> Parametrization:
+    """Networks of the discrete losses take whole steps: 0 ... N-1 in time for DDPM, down from σ_max for SMLD."""
+    n = config.model.num_scales
+    if config.training.sde.lower() == "vpsde":
+        sigmas = jnp.sqrt(1 - jnp.cumprod(1 - jnp.linspace(sde.beta_min / n, sde.beta_max / n, n)))
+        label = lambda t: t * (n - 1)
+        return Parametrization(label, lambda t: -1 / sigmas[label(t).astype(int)])
+    return Parametrization(lambda t: jnp.round((sde.T - t) * (n - 1)), _ones)
+
+
+def from_config(config, sde) -> Parametrization:
+    """Reads continuous, ddpm_score and unbounded_parametrization of config.training."""
+    training = config.training
+    variance_preserving = training.sde.lower() in ("vpsde", "subvpsde")
+    if not training.continuous:
+        if training.sde.lower() not in ("vpsde", "vesde"):
+            raise ConfigError(f"config.training.continuous: {training.sde} has no discrete form; vpsde and vesde have")
+        return _discrete(sde, config)
+    if variance_preserving:
+        label = bounded_label
+        if training.unbounded_parametrization:
+            label = functools.partial(unbounded_label, sde, training.stabilizing_constant)
+        scale = functools.partial(_minus_inverse_sigma, sde) if training.ddpm_score else _ones
+        return Parametrization(label, scale)
+    if not training.unbounded_parametrization:
+        return Parametrization(sde.sigma, _ones)
+    if training.sde.lower() != "reciprocal_vesde":
+        raise ConfigError("config.training.unbounded_parametrization: needs vpsde, subvpsde or reciprocal_vesde")
+    return Parametrization(sde.sigma, _ones, functools.partial(unbounded_log_sigma, sde))

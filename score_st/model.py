@@ -1,0 +1,75 @@
+"""A configuration put together: the SDE, the parametrization, the network and the scaling of a diffusion model."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_st import networks
+from score_st.data import preprocessing
+from score_st.diffusion import losses, parametrization, samplers, sde, truncation
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionModel:
+    """Everything that gives a network's weights a meaning.
+
+    Attributes:
+      image_shape: (H, W, C).
+      network: a Flax module, (x [B, H, W, C], label [B], train, log_label) -> [B, H, W, C].
+      sde: the diffusion.
+      parametrization: how the network's output becomes a score.
+      scaler: between integer images and what the network sees.
+    """
+
+    image_shape: tuple[int, int, int]
+    network: nn.Module
+    sde: sde.SDE
+    parametrization: parametrization.Parametrization
+    scaler: preprocessing.Scaler
+
+    @classmethod
+    def from_config(cls, config) -> "DiffusionModel":
+        """The model that `config` describes; touches no file and no device.
+
+        Raises:
+          ConfigError: a setting is unknown, or no such model is possible.
+        """
+        diffusion = sde.from_config(config)
+        image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
+        model = cls(
+            image_shape,
+            networks.from_config(config),
+            diffusion,
+            parametrization.from_config(config, diffusion),
+            preprocessing.scaler_from_config(config),
+        )
+        truncation.from_config(config)
+        losses.from_config(config, diffusion, groups=1)
+        samplers.from_config(config)
+        _ = model.abstract_params  # a network that can't be built says so here
+        return model
+
+    def apply(self, params, dropout_key=None):
+        """The network of `params` as a function (x, label, log_label); with dropout where there is a key for it."""
+
+        def network(x, label, log_label):
+            rngs = None if dropout_key is None else {"dropout": dropout_key}
+            return self.network.apply({"params": params}, x, label, dropout_key is not None, log_label, rngs=rngs)
+
+        return network
+
+    def score(self, params, dropout_key=None) -> parametrization.Score:
+        """(x [B, H, W, C], t [B]) -> ∇ log p_t(x) of the network with `params`."""
+        return self.parametrization.score(self.apply(params, dropout_key))
+
+    def init(self, key) -> dict:
+        """Freshly drawn parameters of the network."""
+        return self.network.init(key, jnp.zeros((1, *self.image_shape)), jnp.ones(1))["params"]
+
+    @functools.cached_property
+    def abstract_params(self) -> dict:
+        """The parameters as a tree of ShapeDtypeStructs."""
+        return jax.eval_shape(self.init, jax.random.key(0))

@@ -1,0 +1,113 @@
+"""What the commands share: arguments, errors as one line, and the workdir."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import absl.logging
+
+from score_st.config import ConfigError, changed, flatten, read
+from score_st.runtime import progress
+
+WORKDIR = "where checkpoints, logs and results are"
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def documented(command: str, description: str, examples: str, codes: dict | None = None) -> Parser:
+    """With --help and --quiet, examples and exit codes; `codes` are those besides 0, 2 and 130."""
+    meanings = {0: "done", 2: "not possible as asked; nothing was written", 130: "interrupted"} | (codes or {})
+    lines = [
+        f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=lambda code: int(str(code).split(",")[0]))
+    ]
+    made = Parser(
+        prog=f"python -m score_st.{command}",
+        description=description,
+        epilog="\n".join(["examples:", examples, "", "exit codes:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    option = made.add_argument_group("general").add_argument
+    option("-h", "--help", action="help", help="show this and end")
+    option("--quiet", action="store_true", help="no progress: results, warnings and errors only")
+    return made
+
+
+def parser(command: str, description: str, examples: str, codes: dict | None = None, workdir: str | None = None):
+    """A `documented` parser with --config, --workdir and the note on --config.KEY=VALUE.
+
+    Args:
+      codes: exit codes besides those that all commands have.
+      workdir: the default; without one, --workdir is required.
+    """
+    others = {"75, 134": "another process did not come, or died; started again, it goes on"}
+    others |= {143: "SIGTERM; started again, it goes on"}
+    made = documented(command, description, examples, others | (codes or {}))
+    option = made.add_argument_group("run").add_argument
+    option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
+    option("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
+    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
+    return made
+
+
+def overrides(argv: list[str] | None) -> tuple[dict[str, str], list[str]]:
+    """Every --config.KEY=VALUE of the arguments by key, and the other arguments; ConfigError where a value lacks."""
+    found, rest = {}, []
+    argv = list(sys.argv[1:] if argv is None else argv)
+    while argv:
+        word = argv.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not argv:
+                raise ConfigError(f"{word}: needs a value, as in {word}=VALUE")
+            value = argv.pop(0)
+        found[key] = value
+    return found, rest
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
+    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
+
+    `base` is the file and its configuration as it stands there.
+
+    Raises:
+      ConfigError: see `config.load` and `distributed.start`.
+    """
+    changes, rest = overrides(argv)
+    arguments = parser.parse_args(rest)
+    from score_st.runtime import distributed  # and with it JAX, which takes seconds
+
+    progress.quiet = arguments.quiet
+    config = read(arguments.config)
+    base = {"file": arguments.config, "config": config.to_dict()}
+    arguments.config = changed(config, changes)
+    options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
+    distributed.start(flatten(arguments.config) | options)
+    arguments.base = base
+    return arguments
+
+
+def run(main: Callable[[], None]):
+    """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
+    try:
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        from score_st.runtime import distributed
+
+        if isinstance(error, ConfigError):
+            distributed.leave(2, f"error: {error}")
+        elif isinstance(error, KeyboardInterrupt):
+            distributed.leave(130, "")
+        elif not distributed.jax.distributed.is_initialized():
+            raise
+        distributed.broken(error)

@@ -1,0 +1,47 @@
+"""What training carries from step to step, the optimiser, and how both lie on the devices."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from score_st.model import DiffusionModel
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes:
+    step: updates done, int32.
+    params: of the network.
+    opt_state: of the optimiser.
+    ema: moving average of the parameters.
+    ema_updates: of the average, int32; differs from `step` only in converted checkpoints.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    ema: dict
+    ema_updates: jax.Array
+
+
+def create(params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    # step and ema_updates are buffers of their own, as donation wants
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(2)]
+    return TrainState(zeros[0], params, optimizer.init(params), jax.tree.map(jnp.copy, params), zeros[1])
+
+
+def update(state: TrainState, gradient, optimizer, ema_rate: float) -> TrainState:
+    """One step of the optimiser, then of the average: its rate is min(ema_rate, (1 + n)/(10 + n)) at update n."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    n = state.ema_updates + 1
+    rate = jnp.minimum(ema_rate, (1 + n) / (10 + n))
+    ema = jax.tree.map(lambda e, p: e - (1 - rate) * (e - p), state.ema, params)
+    return TrainState(state.step + 1, params, opt_state, ema, n)
+
+
+def abstract(model: DiffusionModel, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of a model's training, as a tree of ShapeDtypeStructs."""
+    return jax.eval_shape(lambda: create(model.init(jax.random.key(0)), optimizer))

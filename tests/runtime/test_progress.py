@@ -1,0 +1,92 @@
+"""Lines where the output is piped, a bar on a terminal, nothing when quiet."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from score_st.runtime import progress
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import sys, time
+from score_st.progress import Loop
+outer, inner = Loop("step", 10, 14, "steps"), Loop("nll", 0, 2, "images")
+for step in (11, 12, 13):
+    outer(step, f"loss {step}.5 [red]")
+for image in (1, 2):
+    time.sleep(0.3)
+    inner(image)
+print("a line between")
+sys.exit(STOP) if STOP else outer(14)
+"""
+
+
+def at(monkeypatch, seconds: float):
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: seconds)
+
+
+def test_lines(monkeypatch, capsys):
+    at(monkeypatch, 0)
+    loop, seldom = progress.Loop("step", 100, 7600, "steps"), progress.Loop("samples", 0, 64, "images", seconds=2)
+    at(monkeypatch, 1)
+    assert seldom(8) == 8
+    at(monkeypatch, 4)
+    assert loop(300, "loss 0.5000") == 50 and seldom(16) == 4 and seldom(32) > 4
+    assert seldom(64) > 4  # the last is always said
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 300/7600  loss 0.5000  50.00 steps/s  0:02:26 left"
+    assert lines[1] == "samples 16/64  4.00 images/s  0:00:12 left"
+    assert len(lines) == 3 and lines[2].startswith("samples 64/64  ") and lines[2].endswith("0:00:00 left")
+
+
+def test_steps_of_before_take_no_time(monkeypatch, capsys):
+    at(monkeypatch, 0)
+    loop = progress.Loop("samples", 0, 100, "images")
+    at(monkeypatch, 1)
+    loop.skip(50)
+    at(monkeypatch, 11)
+    assert loop(60) == 1 and "0:00:40 left" in capsys.readouterr().out
+
+
+def test_quiet(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "quiet", True)
+    assert progress.Loop("step", 0, 2, "steps")(2) > 0
+    assert capsys.readouterr().out == ""
+
+
+def on_a_terminal(stop: int, term: str = "xterm") -> tuple[int, str]:
+    """Exit code of CODE, and what it shows on a terminal of 100 columns."""
+    mine, other = pty.openpty()
+    code = [sys.executable, "-c", CODE.replace("STOP", str(stop))]
+    environment = os.environ | {"TERM": term, "COLUMNS": "100"}
+    process = subprocess.Popen(code, cwd=ROOT, stdout=other, stderr=other, env=environment)
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(mine, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(mine)
+    return process.wait(), shown.decode()
+
+
+def test_a_terminal_has_bars():
+    code, shown = on_a_terminal(0)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert code == 0 and re.search("step 1[123]/14 .*━.* loss 1[123].5 \\[red\\] .*steps/s", text)
+    assert re.search("nll 1/2 .*━.*images/s", text)
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    assert "a line between" in lines and [line for line in lines if re.fullmatch("nll 2/2  .* 0:00:00 left", line)]
+    assert not [line for line in lines if line.startswith("step 12/14  ")]  # that is the bar's
+    assert re.fullmatch("step 14/14  .* 0:00:00 left", [line for line in lines if line][-1])
+
+
+def test_the_cursor_comes_back():
+    for stop, term in ((3, "xterm"), (0, "xterm")):
+        code, shown = on_a_terminal(stop, term)
+        assert code == stop and shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert "\x1b" not in on_a_terminal(0, "dumb")[1]

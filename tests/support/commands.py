@@ -1,0 +1,59 @@
+"""Tiny settings, and the commands as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from score_st import config
+from score_st.model import DiffusionModel
+from score_st.runtime import cli, sharding
+from score_st.training import checkpoints
+
+ROOT = Path(__file__).parents[2]
+DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+TINY = {
+    "model.nf": "8",
+    "model.ch_mult": "(1,)",
+    "model.num_res_blocks": "1",
+    "model.attention": "False",
+    "training.batch_size": "16",
+}
+
+
+def tiny(**more):
+    return config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in more.items()})
+
+
+def run(*arguments, **options):
+    """A command in a process of its own with one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def overrides(**more):
+    settings = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+SHORT = dict(training__log_freq=2, training__eval_freq=2, training__snapshot_freq=100, eval__enable_bpd=False)
+SHORT |= dict(training__snapshot_sampling=False, training__snapshot_freq_for_preemption=3)
+
+
+def final_params(workdir, settings):
+    c = config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in settings.items()})
+    restored = checkpoints.open_for_reading(workdir, c, DiffusionModel.from_config(c), sharding.mesh())
+    return jax.tree.map(np.asarray, (restored.params, restored.ema, restored.opt_state)), int(restored.step)
+
+
+def refused(capsys, main, argv) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: main([str(word) for word in argv]))
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and error.count("\n") == 0 and "error: " in error
+    return error

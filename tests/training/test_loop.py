@@ -1,0 +1,189 @@
+"""The train step on eight devices, resuming, and the commands from end to end."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.commands import DIGITS, ROOT, SHORT, final_params, overrides, run, tiny
+
+from score_st import train
+from score_st.evaluation import bits_per_dim, generation, resumable
+from score_st.model import DiffusionModel
+from score_st.runtime import sharding
+from score_st.training import loop
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The workdir of a run of 12 steps, its command and its settings."""
+    workdir, settings = tmp_path_factory.mktemp("runs") / "whole", SHORT | dict(training__n_iters=12)
+    command = ["score_st.train", "--config", DIGITS, *overrides(**settings)]
+    whole = run(*command, "--workdir", workdir)
+    assert whole.returncode == 0, whole.stderr
+    return workdir, command, settings
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_path):
+    """A run killed (SIGKILL) after its first checkpoint and started again, against one in one go."""
+    workdir, command, settings = uninterrupted
+    cut = tmp_path / "cut"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--workdir", str(cut)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(cut.glob("checkpoints/*/commit_success.txt")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = run(*command, "--workdir", cut)
+    assert again.returncode == 0, again.stderr
+    first, second = (final_params(path, settings) for path in (workdir, cut))
+    assert first[1] == second[1] == 12
+    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
+    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (workdir, cut)]
+    assert [line["step"] for line in logs[0]] == [1, 2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in logs[1]] == sorted({line["step"] for line in logs[1]})
+    assert {"loss", "steps_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
+
+
+def test_the_log_has_the_share_of_time_that_waits_for_data(tmp_path):
+    def slow():
+        while True:
+            time.sleep(0.05)
+            yield None
+
+    batches, log = loop.Batches(slow()), loop.Log(tmp_path, 0, 6)
+    for step in range(1, 7):
+        next(batches)
+        time.sleep(0.15)
+        if step % 2 == 0:
+            log.train(step, [{"loss": 1.0}], batches.waited())
+    shares = [json.loads(line)["data_wait"] for line in (tmp_path / "metrics.jsonl").open()]
+    np.testing.assert_allclose(shares, [0.25] * 3, atol=0.06)
+
+
+WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
+WHOLE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
+WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole run of 30 steps: the workdir, and the arguments that name it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--config", DIGITS, "--workdir", workdir, *overrides(**WHOLE)]
+    result = run("score_st.train", *arguments)
+    assert result.returncode == 0, result.stderr
+    return workdir, arguments
+
+
+def test_a_run_leaves_its_files_and_figures(trained):
+    workdir, _ = trained
+    names = "config.json", "config_base.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"
+    for name in (*names, "report.html"):
+        assert (workdir / name).stat().st_size > 0, name
+    assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/30").is_dir()
+    assert (workdir / "snapshots/00000030.png").read_bytes() == (workdir / "samples.png").read_bytes()
+    page = (workdir / "report.html").read_text()
+    assert "Samples of run after 30 updates" in page and "left out" not in page
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
+    result = json.loads((workdir / "eval/bpd.json").read_text())
+    assert result["images"] == 297 and result["nll_unreached"] == [] and result["dequantization"] == "uniform"
+    assert result["config"]["eval"]["rtol"] == 1e-2 and result["step"] == 30 and result["versions"]["jax"]
+    assert (workdir / "eval/bpd_by_time.png").stat().st_size > 0
+    assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
+    assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
+    assert result["nelbo"] > result["nll"] - 1.0
+
+
+def test_sample_eval_and_report_of_a_run(trained, tmp_path):
+    workdir, arguments = trained
+    before = json.loads((workdir / "eval/bpd.json").read_text())
+    sampled = run("score_st.sample", *arguments, "--num", 5)
+    assert sampled.returncode == 0, sampled.stderr
+    images = generation.read_shards(workdir / "samples")
+    assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
+    about = json.loads((workdir / "samples/samples.json").read_text())
+    assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 30
+    (workdir / "report.html").write_text("old")
+    again = run("score_st.eval", *arguments, "--config.eval.nelbo_iter=1")
+    assert again.returncode == 0, again.stderr
+    assert "Samples of run after 30 updates" in (workdir / "report.html").read_text()
+    assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
+    drawn = run("score_st.report", "--workdir", workdir, workdir, "--out", tmp_path / "both.png")
+    assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
+
+
+class Small(nn.Module):
+    """Three layers that see the time: what a convolution rounds depends on how it is divided."""
+
+    @nn.compact
+    def __call__(self, x, label, train=False, log_label=None):
+        h = nn.Conv(8, (3, 3))(x) + nn.Dense(8)(jnp.sin(label / 99)[:, None])[:, None, None]
+        return nn.Conv(x.shape[-1], (3, 3))(nn.swish(nn.Conv(16, (3, 3))(nn.swish(h))))
+
+
+def test_devices_change_nothing(digits, tmp_path):
+    """Bits/dim on 1 and 2 devices to the bit, and samples on 1, 2 and 8 in batches of 1, 7 and 64."""
+    c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, sampling__group=4)
+    exp = dataclasses.replace(DiffusionModel.from_config(c), network=Small())
+    params = exp.init(jax.random.key(0))
+    nll, generate = jax.jit(bits_per_dim.from_config(c, exp).nll), generation.generator(c, exp, seed=1)
+    results, samples = [], []
+    for n, batch in ((1, 1), (2, 7), (8, 64)):
+        mesh = sharding.mesh(devices=jax.devices()[:n])
+        if n < 8:  # the adaptive solver takes long to compile, once for each device
+            run = resumable.Runner(
+                params, digits[:8], 8, 0, resumable.Ledger(tmp_path / f"{n}.jsonl", {}), mesh, group=1
+            )
+            results.append(bits_per_dim.total(run("nll", nll)))
+        pieces, drawing = [(i, min(i + batch, 18)) for i in range(0, 18, batch)], generation.runner(c, params, mesh)
+        found = [piece["samples"] for ends in pieces for piece in generation.batches(drawing, generate, *ends)]
+        samples.append(np.concatenate(found))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(samples, [samples[0]] * 3)
+    assert len(np.unique(samples[0], axis=0)) == 18
+
+
+def test_a_broken_loss_ends_the_program(capsys):
+    waited = []
+    with pytest.raises(SystemExit, match="^1$"):
+        loop.check_finite(7, float("nan"), lambda: waited.append("for the last checkpoint"))
+    said = "error: step 7: the loss is nan; the last checkpoint is kept. A smaller optim.lr may do\n"
+    assert capsys.readouterr().err == said and len(waited) == 1
+    loop.check_finite(7, 1.0, None)
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        train.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir is None  # on a CPU
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        train.keep_programs(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    "several, expected",
+    [(1, [1] * 9), (4, [1, 1, 1, 4, 1, 1])],  # a mark at 10, and the end at 16
+)
+def test_programs_of_several_steps_end_where_something_is_due(several, expected):
+    assert list(loop.dispatches(7, 16, several, [10, 100])) == expected
