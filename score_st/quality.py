@@ -9,7 +9,8 @@ from score_st.reporting import run as run_page
 from score_st.runtime import cli, sharding
 
 EXAMPLES = """\
-  python -m score_st.quality --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --metrics fid,is,kid"""
+  python -m score_st.quality --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
+      --metrics fid,is,kid"""
 
 
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:

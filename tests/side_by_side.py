@@ -23,7 +23,8 @@ import torch
 from ml_collections import ConfigDict
 from support.official import FIXTURES, family
 
-from score_st.diffusion import likelihood, losses, probability_flow, samplers
+from score_st.diffusion import likelihood, losses, probability_flow
+from score_st.diffusion import samplers as our_samplers
 
 LAST, SCALE = "all_modules_27", 0.1
 
@@ -172,9 +173,9 @@ def sample_ode(checkout: str, images: int, steps: int):
         config, sde, shape, lambda x: x, denoise=True, eps=sde.eps, device="cpu"
     )
     made = {
-        "Dopri5 1e-5": samplers.ODE(),
-        "Bosh3 1e-4": samplers.ODE(probability_flow.Solver(1e-4, 1e-4, method="Bosh3")),
-        "Dopri5 1e-6": samplers.ODE(probability_flow.Solver(1e-6, 1e-6)),
+        "Dopri5 1e-5": our_samplers.ODE(),
+        "Bosh3 1e-4": our_samplers.ODE(probability_flow.Solver(1e-4, 1e-4, method="Bosh3")),
+        "Dopri5 1e-6": our_samplers.ODE(probability_flow.Solver(1e-6, 1e-6)),
     }
     samplers(checkout, images, steps, made, call, "Dopri5 1e-6")
 
@@ -194,7 +195,7 @@ def sample_pc(checkout: str, images: int, steps: int):
         device="cpu",
     )
     corrector = functools.partial(samplers.langevin, snr=0.16)
-    made = {"ours": samplers.PredictorCorrector(samplers.reverse_diffusion, corrector, steps=steps)}
+    made = {"ours": our_samplers.PredictorCorrector(our_samplers.reverse_diffusion, corrector, steps=steps)}
     samplers(checkout, images, steps, made, call, None)
 
 
