@@ -18,7 +18,7 @@ class DiffusionModel:
 
     Attributes:
       image_shape: (H, W, C).
-      network: a Flax module, (x [B, H, W, C], label [B], train, log_label) -> [B, H, W, C].
+      network: a Flax module, (x [B, H, W, C], time_cond [B], train, log_time_cond) -> [B, H, W, C].
       sde: the diffusion.
       parametrization: how the network's output becomes a score.
       scaler: between integer images and what the network sees.
@@ -53,11 +53,13 @@ class DiffusionModel:
         return model
 
     def apply(self, params, dropout_key=None):
-        """The network of `params` as a function (x, label, log_label); with dropout where there is a key for it."""
+        """The network of `params` as a function (x, time_cond, log_time_cond), with dropout where a key is given."""
 
-        def network(x, label, log_label):
+        def network(x, time_cond, log_time_cond):
             rngs = None if dropout_key is None else {"dropout": dropout_key}
-            return self.network.apply({"params": params}, x, label, dropout_key is not None, log_label, rngs=rngs)
+            return self.network.apply(
+                {"params": params}, x, time_cond, dropout_key is not None, log_time_cond, rngs=rngs
+            )
 
         return network
 

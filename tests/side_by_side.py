@@ -194,7 +194,7 @@ def sample_pc(checkout: str, images: int, steps: int):
         eps=sde.eps,
         device="cpu",
     )
-    corrector = functools.partial(samplers.langevin, snr=0.16)
+    corrector = functools.partial(our_samplers.langevin, snr=0.16)
     made = {"ours": our_samplers.PredictorCorrector(our_samplers.reverse_diffusion, corrector, steps=steps)}
     samplers(checkout, images, steps, made, call, None)
 

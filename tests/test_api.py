@@ -76,8 +76,8 @@ class GaussianNet(nn.Module):
     """The exact score, told t itself."""
 
     @nn.compact
-    def __call__(self, x, label, train=False, log_label=None):
-        return GAUSSIAN.score(score_st.VP())(x, label)
+    def __call__(self, x, time_cond, train=False, log_time_cond=None):
+        return GAUSSIAN.score(score_st.VP())(x, time_cond)
 
 
 def test_closed_forms(runs, monkeypatch):

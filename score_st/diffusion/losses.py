@@ -151,7 +151,7 @@ class Discrete:
     """The discrete losses of DDPM and SMLD with N noise levels: ½ ‖σ s + z‖² at a level drawn by u.
 
     Attributes:
-      alphas, sigmas: [N], by the label that the network gets.
+      alphas, sigmas: [N], by the time_cond that the network gets.
       predicts_noise: the network's output is z, not the score.
     """
 
@@ -161,10 +161,10 @@ class Discrete:
     mean: bool = False
 
     def __call__(self, network, x, u, z):
-        """[B] for x [B, ...], u [B] on [0, 1), z like x; network: (x, label, None) -> [B, ...]."""
-        label = jnp.minimum(jnp.floor(u * len(self.sigmas)), len(self.sigmas) - 1).astype(jnp.int32)
-        alpha, sigma = expand(self.alphas[label], x), expand(self.sigmas[label], x)
-        output = network(alpha * x + sigma * z, label.astype(x.dtype), None)
+        """[B] for x [B, ...], u [B] on [0, 1), z like x; network: (x, time_cond, None) -> [B, ...]."""
+        time_cond = jnp.minimum(jnp.floor(u * len(self.sigmas)), len(self.sigmas) - 1).astype(jnp.int32)
+        alpha, sigma = expand(self.alphas[time_cond], x), expand(self.sigmas[time_cond], x)
+        output = network(alpha * x + sigma * z, time_cond.astype(x.dtype), None)
         error = sum_dims(jnp.square(output - z if self.predicts_noise else sigma * output + z))
         return 0.5 * error / (math.prod(x.shape[1:]) if self.mean else 1)
 
@@ -177,7 +177,7 @@ def ddpm(sde, n: int, mean: bool = False) -> Discrete:
 
 
 def smld(sde, n: int, mean: bool = False) -> Discrete:
-    """Song & Ermon 2019, eq. 5, with N geometric σ's, label 0 the largest."""
+    """Song & Ermon 2019, eq. 5, with N geometric σ's, time_cond 0 the largest."""
     sigma = jnp.exp(jnp.linspace(math.log(sde.sigma_max), math.log(sde.sigma_min), n))
     return Discrete(jnp.ones(n), sigma, predicts_noise=False, mean=mean)
 

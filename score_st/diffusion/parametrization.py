@@ -1,6 +1,6 @@
 """From the output of a network to the score ∇ log p_t(x): what the network is told about t, and how its output scales.
 
-A network is a function (x [B, H, W, C], label [B], log_label [B] or None) -> [B, H, W, C]; a score function is
+A network is a function (x [B, H, W, C], time_cond [B], log_time_cond [B] or None) -> [B, H, W, C]; a score function is
 (x, t [B]) -> [B, H, W, C].
 """
 
@@ -28,29 +28,29 @@ class Parametrization:
     """How a network stands for a score.
 
     Attributes:
-      label: t [B] -> what the network gets as its time [B].
-      scale: t [B] -> the factor [B] from the network's output to the score.
-      log_label: t [B] -> what a Gaussian Fourier embedding takes instead of log(label), where it isn't that.
+      time_conditioning: t [B] -> what the network gets as its time [B].
+      output_scale: t [B] -> the factor [B] from the network's output to the score.
+      log_time_conditioning: t [B] -> what a Fourier embedding takes instead of the logarithm of the former.
     """
 
-    label: Callable
-    scale: Callable
-    log_label: Callable | None = None
+    time_conditioning: Callable
+    output_scale: Callable
+    log_time_conditioning: Callable | None = None
 
     def score(self, network) -> Score:
         def score(x, t):
-            log_label = self.log_label(t) if self.log_label else None
-            return expand(self.scale(t), x) * network(x, self.label(t), log_label)
+            log_time_cond = self.log_time_conditioning(t) if self.log_time_conditioning else None
+            return expand(self.output_scale(t), x) * network(x, self.time_conditioning(t), log_time_cond)
 
         return score
 
 
-def bounded_label(t):
+def bounded_time(t):
     """999 t, as DDPM counts its steps."""
     return 999.0 * t
 
 
-def unbounded_label(sde, stabilizer, t):
+def unbounded_time(sde, stabilizer, t):
     """0 at t = 1e-5 and 999 at T, growing like -logSNR (Kim et al. 2022, section 4.1).
 
     The official code adds `stabilizer` inside the logarithm: log(1 - e^-B + stabilizer) + B.
@@ -86,8 +86,8 @@ def _discrete(sde, config) -> Parametrization:
     n = config.model.num_scales
     if config.training.sde.lower() == "vpsde":
         sigmas = jnp.sqrt(1 - jnp.cumprod(1 - jnp.linspace(sde.beta_min / n, sde.beta_max / n, n)))
-        label = lambda t: t * (n - 1)
-        return Parametrization(label, lambda t: -1 / sigmas[label(t).astype(int)])
+        time_cond = lambda t: t * (n - 1)
+        return Parametrization(time_cond, lambda t: -1 / sigmas[time_cond(t).astype(int)])
     return Parametrization(lambda t: jnp.round((sde.T - t) * (n - 1)), _ones)
 
 
@@ -100,11 +100,11 @@ def from_config(config, sde) -> Parametrization:
             raise ConfigError(f"config.training.continuous: {training.sde} has no discrete form; vpsde and vesde have")
         return _discrete(sde, config)
     if variance_preserving:
-        label = bounded_label
+        time_cond = bounded_time
         if training.unbounded_parametrization:
-            label = functools.partial(unbounded_label, sde, training.stabilizing_constant)
+            time_cond = functools.partial(unbounded_time, sde, training.stabilizing_constant)
         scale = functools.partial(_minus_inverse_sigma, sde) if training.ddpm_score else _ones
-        return Parametrization(label, scale)
+        return Parametrization(time_cond, scale)
     if not training.unbounded_parametrization:
         return Parametrization(sde.sigma, _ones)
     if training.sde.lower() != "reciprocal_vesde":

@@ -81,11 +81,11 @@ def merge(x, h, rescale: bool):
     return (x + h) / math.sqrt(2) if rescale else x + h
 
 
-def positional_embedding(label, dim: int, max_positions: float = 10000.0):
-    """Sines and cosines [B, dim] of `label` [B] at geometric frequencies."""
+def positional_embedding(time_cond, dim: int, max_positions: float = 10000.0):
+    """Sines and cosines [B, dim] of `time_cond` [B] at geometric frequencies."""
     half = dim // 2
-    frequencies = jnp.exp(jnp.arange(half, dtype=label.dtype) * (-math.log(max_positions) / (half - 1)))
-    angles = label[:, None] * frequencies
+    frequencies = jnp.exp(jnp.arange(half, dtype=time_cond.dtype) * (-math.log(max_positions) / (half - 1)))
+    angles = time_cond[:, None] * frequencies
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
@@ -149,7 +149,7 @@ class Conv2d(nn.Module):
 
     features: int
     resample: Callable
-    fir_kernel: Sequence[float]
+    fir_kernel: Sequence[int | float]
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -164,7 +164,7 @@ class Upsample(nn.Module):
     """By 2, with a convolution to `features` channels where that is given."""
 
     fir: bool
-    fir_kernel: Sequence[float]
+    fir_kernel: Sequence[int | float]
     features: int | None = None
     dtype: Any = jnp.float32
 
@@ -181,7 +181,7 @@ class Downsample(nn.Module):
     """By 2, with a convolution to `features` channels where that is given."""
 
     fir: bool
-    fir_kernel: Sequence[float]
+    fir_kernel: Sequence[int | float]
     features: int | None = None
     dtype: Any = jnp.float32
 
@@ -219,7 +219,7 @@ class ResnetBlock(nn.Module):
     init_scale: float
     biggan: bool
     fir: bool
-    fir_kernel: Sequence[float]
+    fir_kernel: Sequence[int | float]
     resample: str = ""
     dtype: Any = jnp.float32
 

@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ (Song et al. 2021): one U-net with options; U-NCSN++ and U-DDPM++ differ in the label alone."""
+"""NCSN++ and DDPM++ (Song et al. 2021), one U-Net with options; U-NCSN++ and U-DDPM++ have another time conditioning."""
 
 import functools
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class NCSNpp(nn.Module):
     resblock_type: str
     resamp_with_conv: bool
     fir: bool
-    fir_kernel: Sequence[float]
+    fir_kernel: Sequence[int | float]
     skip_rescale: bool
     progressive: str
     progressive_input: str
@@ -65,17 +65,17 @@ class NCSNpp(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x, label, train: bool = False, log_label=None):
+    def __call__(self, x, time_cond, train: bool = False, log_time_cond=None):
         """The network's output [B, H, W, C] in the type of x.
 
         Args:
           x: images [B, H, W, C].
-          label: [B], t · 999 or σ.
+          time_cond: [B], t · 999 or σ.
           train: with dropout, for which there must be a "dropout" key.
-          log_label: [B], embedded by Gaussian Fourier features instead of log(label).
+          log_time_cond: [B], embedded by Gaussian Fourier features instead of log(time_cond).
         """
         net = _Modules(self)
-        temb = self._embed(net, label, log_label)
+        temb = self._embed(net, time_cond, log_time_cond)
         image, kind = x if self.centered else 2 * x - 1, x.dtype
         features = image
         if self.fourier_feature:
@@ -106,16 +106,16 @@ class NCSNpp(nn.Module):
             if level != 0:
                 h = self._up(net, h, temb, train)
         h = pyramid if self.progressive == "output_skip" else net.normed_conv(h, x.shape[-1], self.init_scale)
-        return self._scale(h.astype(kind), label)
+        return self._scale(h.astype(kind), time_cond)
 
-    def _embed(self, net, label, log_label):
+    def _embed(self, net, time_cond, log_time_cond):
         """The time embedding [B, 4 nf], or None where the network is not conditional."""
         if self.embedding_type == "fourier":
             project = layers.GaussianFourierProjection(self.nf, self.fourier_scale, name=net.name())
-            temb, width = project(jnp.log(label) if log_label is None else log_label), self.nf
+            temb, width = project(jnp.log(time_cond) if log_time_cond is None else log_time_cond), self.nf
         else:
             width = self.embedding_dim
-            temb = layers.positional_embedding(label, width)
+            temb = layers.positional_embedding(time_cond, width)
         if not self.conditional:
             return None
         temb = layers.dense(4 * width, net.name(), None)(temb)
@@ -156,14 +156,14 @@ class NCSNpp(nn.Module):
             return pyramid, pyramid
         return h, None
 
-    def _scale(self, h, label):
-        """The output over σ, which is the label itself, or of a discrete network its level."""
+    def _scale(self, h, time_cond):
+        """The output over σ, which is the time conditioning itself, or of a discrete network its level."""
         if not self.scale_by_sigma:
             return h
-        sigma = label
+        sigma = time_cond
         if self.embedding_type == "positional":
             log_sigmas = np.linspace(np.log(self.sigma_max), np.log(self.sigma_min), self.num_scales)
-            sigma = jnp.asarray(np.exp(log_sigmas), h.dtype)[label.astype(jnp.int32)]
+            sigma = jnp.asarray(np.exp(log_sigmas), h.dtype)[time_cond.astype(jnp.int32)]
         return h / sigma[:, None, None, None]
 
 

@@ -42,19 +42,19 @@ def _upsample(x, taps, axis: int):
     return jnp.stack(phases, axis + 1).reshape(shape)
 
 
-def _taps(kernel: Sequence[float], gain: float):
+def _taps(kernel: Sequence[int | float], gain: float):
     """One axis' share of the normalised filter, reversed as a convolution asks."""
     taps = np.asarray(kernel, np.float64)[::-1]
     return [float(tap) for tap in taps / taps.sum() * gain]
 
 
-def upsample_fir(x, kernel: Sequence[float]):
+def upsample_fir(x, kernel: Sequence[int | float]):
     """[B, H, W, C] -> [B, 2H, 2W, C]; constants stay what they are away from the border."""
     taps = _taps(kernel, 2)
     return _upsample(_upsample(x, taps, 1), taps, 2)
 
 
-def downsample_fir(x, kernel: Sequence[float]):
+def downsample_fir(x, kernel: Sequence[int | float]):
     """[B, H, W, C] -> [B, H/2, W/2, C]."""
     taps, pad = _taps(kernel, 1), ((len(kernel) - 1) // 2, (len(kernel) - 2) // 2)
     return _filter(_filter(x, taps, 1, pad, 2), taps, 2, pad, 2)
@@ -71,7 +71,7 @@ def downsample_naive(x):
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def upsample_conv(x, weight, kernel: Sequence[float]):
+def upsample_conv(x, weight, kernel: Sequence[int | float]):
     """A 3x3 convolution `weight` [3, 3, C, D] of the image with zeros between its pixels, then the filter."""
     pads = [(2, 2), (2, 2)]
     x = jax.lax.conv_general_dilated(x, weight, (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=DIMENSIONS)
@@ -81,7 +81,7 @@ def upsample_conv(x, weight, kernel: Sequence[float]):
     return _filter(_filter(x, taps, 1, pad), taps, 2, pad)
 
 
-def conv_downsample(x, weight, kernel: Sequence[float]):
+def conv_downsample(x, weight, kernel: Sequence[int | float]):
     """The filter, then a 3x3 convolution `weight` [3, 3, C, D] at every second pixel."""
     taps, pad = _taps(kernel, 1), ((len(kernel) + 1) // 2, len(kernel) // 2)
     x = _filter(_filter(x, taps, 1, pad), taps, 2, pad)

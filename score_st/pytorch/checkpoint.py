@@ -195,16 +195,16 @@ def compare(config, made: DiffusionModel, current: state.TrainState, golden: dic
         with jax.enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
             wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)  # noqa: B023
             x, t, parametrization = wide(golden["x"].transpose(0, 2, 3, 1)), wide(golden["t"]), made.parametrization
-            label = wide(golden["label"]) if "label" in golden else parametrization.label(t)
-            log_label = parametrization.log_label(t) if parametrization.log_label else None
-            scale = parametrization.scale(t)
+            time_cond = wide(golden["label"]) if "label" in golden else parametrization.time_conditioning(t)
+            log_time_cond = parametrization.log_time_conditioning(t) if parametrization.log_time_conditioning else None
+            scale = parametrization.output_scale(t)
             if "std" in golden and config.training.continuous:  # the official float32 σ, 0.9 % off at t = 1e-5
                 scale = jnp.where(scale == 1, scale, scale * made.sde.sigma(t) / wide(golden["std"]))
             network = jax.jit(made.network.clone(dtype=dtype).apply)
             for weights, params in (("raw", current.params), ("ema", current.ema)):
                 if not {f"model_out_{weights}", f"score_{weights}"} & set(golden):
                     continue
-                output = network({"params": wide(params)}, x, label, log_label=log_label)
+                output = network({"params": wide(params)}, x, time_cond, log_time_cond=log_time_cond)
                 for name, a in (("model_out", output), ("score", output * scale[:, None, None, None])):
                     key, a = f"{name}_{weights}", np.asarray(a, np.float64).transpose(0, 3, 1, 2)
                     if key in golden:

@@ -133,7 +133,7 @@ def test_reconstruction_of_a_gaussian():
 
 @pytest.mark.parametrize("kind", ["vpsde", "vesde"])
 def test_discrete_losses(kind):
-    """DDPM and SMLD: the perturbed image and the label that reach the network, and the error, by their definitions."""
+    """DDPM and SMLD: the perturbed image and the level that reach the network, and the error, by their definitions."""
     c = config.default()
     c.training.update(sde=kind, continuous=False, likelihood_weighting=False)
     c.model.update(num_scales=10, beta_max=2.0)
@@ -141,8 +141,8 @@ def test_discrete_losses(kind):
     x, z = jnp.linspace(0, 1, 12).reshape(3, 2, 2, 1), jax.random.normal(jax.random.key(0), (3, 2, 2, 1))
     seen = {}
 
-    def network(perturbed, label, log_label):
-        seen.update(x=perturbed, label=label)
+    def network(perturbed, time_cond, log_time_cond):
+        seen.update(x=perturbed, time_cond=time_cond)
         return 0.1 * perturbed
 
     value = loss(network, x, jnp.array([0.0, 0.55, 0.9999]), z)

@@ -19,12 +19,12 @@ def test_official_outputs(name):
     """Families a (DDPM++), c (UNCSN++, FIR, residual input) and g (256 pixels, input and output skip)."""
     _, made, params, arrays = family(name)
     x, t = jnp.asarray(arrays["x"]), jnp.asarray(arrays["t"])
-    label = made.parametrization.label(t)
-    np.testing.assert_allclose(label, arrays["label"], rtol=1e-6)
-    output = jax.jit(made.apply(params), static_argnums=2)(x, label, None)
+    time_cond = made.parametrization.time_conditioning(t)
+    np.testing.assert_allclose(time_cond, arrays["label"], rtol=1e-6)
+    output = jax.jit(made.apply(params), static_argnums=2)(x, time_cond, None)
     assert relative_error(output, arrays["model_out_raw"]) < 5e-5
     # the official score divides by its own float32 σ, 0.9 % off at t = 1e-5
-    scale = made.parametrization.scale(t)
+    scale = made.parametrization.output_scale(t)
     if name == "a":
         np.testing.assert_allclose(scale, -1 / arrays["std"], rtol=1e-2)
         scale = -1 / arrays["std"]
@@ -114,10 +114,12 @@ def test_naive_resampling():
 
 
 def test_embeddings():
-    label = jnp.array([0.0, 1.0, 999.0])
-    embedding = layers.positional_embedding(label, 9)
+    time_cond = jnp.array([0.0, 1.0, 999.0])
+    embedding = layers.positional_embedding(time_cond, 9)
     frequencies = 10000 ** (-np.arange(4) / 3)
-    exact = np.concatenate([np.sin(label[:, None] * frequencies), np.cos(label[:, None] * frequencies)], axis=1)
+    exact = np.concatenate(
+        [np.sin(time_cond[:, None] * frequencies), np.cos(time_cond[:, None] * frequencies)], axis=1
+    )
     np.testing.assert_allclose(embedding[:, :8], exact, atol=1e-4)
     assert np.all(embedding[:, 8] == 0)
     x = jnp.full((1, 1, 1, 1), 0.3)
@@ -144,9 +146,9 @@ def option_network(options):
     return c, networks.from_config(c)
 
 
-def drawn(network, x, label):
+def drawn(network, x, time_cond):
     """Parameters at random, without compiling an initialisation."""
-    shapes, rng = jax.eval_shape(network.init, jax.random.key(0), x, label)["params"], np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(network.init, jax.random.key(0), x, time_cond)["params"], np.random.default_rng(0)
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) / max(a.size, 9) ** 0.25, a.dtype), shapes)
 
 
@@ -155,14 +157,14 @@ CASES = [pytest.param(o, marks=[pytest.mark.slow] * (i % 3 > 0), id="-".join(o))
 
 @pytest.mark.parametrize("options", CASES)
 def test_every_option_takes_part(options):
-    """Every parameter but the fixed frequencies gets a gradient, and the output depends on the label if it should."""
+    """Every parameter but the fixed frequencies gets a gradient, and the output depends on the time if it should."""
     c, network = option_network(options)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    label = jnp.array([2.0, 300.0])
-    params = drawn(network, x, label)
-    function = lambda p, label: jnp.mean(jnp.sin(network.apply({"params": p}, x, label)))
+    time_cond = jnp.array([2.0, 300.0])
+    params = drawn(network, x, time_cond)
+    function = lambda p, time_cond: jnp.mean(jnp.sin(network.apply({"params": p}, x, time_cond)))
     run = jax.jit(jax.value_and_grad(function))
-    (output, gradient), (moved, _) = run(params, label), run(params, label * 1.1)
+    (output, gradient), (moved, _) = run(params, time_cond), run(params, time_cond * 1.1)
     dead = [
         jax.tree_util.keystr(path)
         for path, g in jax.tree_util.tree_flatten_with_path(gradient)[0]
@@ -173,15 +175,15 @@ def test_every_option_takes_part(options):
 
 
 def test_scale_by_sigma():
-    """The output over the label (fourier), or over the label's entry of the descending table (positional)."""
+    """The output over the time_cond (fourier), or over the time_cond's entry of the descending table (positional)."""
     for options, divisor in (
         (dict(embedding_type="fourier"), [2.0, 0.5]),
         (dict(embedding_type="positional"), np.exp(np.linspace(np.log(50), np.log(0.01), 1000))[[2, 0]]),
     ):
         networks = [option_network(options | dict(scale_by_sigma=flag))[1] for flag in (False, True)]
-        x, label = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([2.0, 0.5])
-        params = {"params": drawn(networks[0], x, label)}
-        plain, scaled = (jax.jit(network.apply)(params, x, label) for network in networks)
+        x, time_cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([2.0, 0.5])
+        params = {"params": drawn(networks[0], x, time_cond)}
+        plain, scaled = (jax.jit(network.apply)(params, x, time_cond) for network in networks)
         np.testing.assert_allclose(scaled, plain / np.reshape(divisor, (2, 1, 1, 1)), rtol=1e-5)
 
 

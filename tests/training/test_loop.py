@@ -132,8 +132,8 @@ class Small(nn.Module):
     """Three layers that see the time: what a convolution rounds depends on how it is divided."""
 
     @nn.compact
-    def __call__(self, x, label, train=False, log_label=None):
-        h = nn.Conv(8, (3, 3))(x) + nn.Dense(8)(jnp.sin(label / 99)[:, None])[:, None, None]
+    def __call__(self, x, time_cond, train=False, log_time_cond=None):
+        h = nn.Conv(8, (3, 3))(x) + nn.Dense(8)(jnp.sin(time_cond / 99)[:, None])[:, None, None]
         return nn.Conv(x.shape[-1], (3, 3))(nn.swish(nn.Conv(16, (3, 3))(nn.swish(h))))
 
 
