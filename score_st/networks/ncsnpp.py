@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ (Song et al. 2021), one U-Net with options; U-NCSN++ and U-DDPM++ have another time conditioning."""
+"""NCSN++ and DDPM++ (Song et al. 2021), one U-Net with options; U-NCSN++ and U-DDPM++ differ in the time."""
 
 import functools
 from collections.abc import Sequence
