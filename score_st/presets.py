@@ -1,9 +1,10 @@
-"""What experiments share: each function changes many keys of a configuration at once, and returns it.
+"""What experiments share: each function changes several keys of a configuration in place, and returns it.
 
-Data sets set what goes with their images (size, rhythm of logging, sampling and evaluation), models set the network
-and its SDE. A config file takes one of each, in this order, and is left with the few keys that make it what it is:
+A data set's function sets what depends on its images: their size, and how often to log, sample and evaluate. A model's
+function sets the network and its SDE. A configuration file calls one of each, in this order, and then sets the few
+keys of its own:
 
-    config = families.ddpmpp(families.celeba(default()))
+    config = presets.ddpmpp(presets.celeba(default()))
     config.training.update(st=True, k=1.0)
 """
 
@@ -13,13 +14,13 @@ from ml_collections import ConfigDict
 
 
 def cifar10(config: ConfigDict) -> ConfigDict:
-    """CIFAR-10, 32x32: `default()`, trained for as long as the official code does."""
+    """CIFAR-10, 32x32: `default()`, trained as long as in the official code."""
     config.training.n_iters = 13000001
     return config
 
 
 def imagenet32(config: ConfigDict) -> ConfigDict:
-    """ImageNet, 32x32: as CIFAR-10, without dropout."""
+    """ImageNet, 32x32: like CIFAR-10, without dropout."""
     config = cifar10(config)
     config.data.dataset = "IMAGENET32"
     config.model.dropout = 0.0
@@ -71,7 +72,7 @@ def pixels1024(config: ConfigDict, dataset: str) -> ConfigDict:
 
 
 def ddpmpp(config: ConfigDict) -> ConfigDict:
-    """DDPM++ with the VP SDE: images in [-1, 1], positional embedding of the time, a mean over dimensions."""
+    """DDPM++ with the VP SDE: images in [-1, 1], positional time embedding, loss averaged over dimensions."""
     config.training.update(sde="vpsde", reduce_mean=True)
     config.data.centered = True
     config.model.embedding_type = "positional"
@@ -79,10 +80,11 @@ def ddpmpp(config: ConfigDict) -> ConfigDict:
 
 
 def laptop(config: ConfigDict) -> ConfigDict:
-    """Small U-DDPM++ with Soft Truncation for grey images, one residual block a size: minutes to hours on 2 CPU cores.
+    """Small U-DDPM++ with Soft Truncation for gray images: minutes to hours on 2 CPU cores.
 
-    Small batches for many updates; eight τ a step, as on eight devices, since one makes the gradient much noisier. No
-    dropout: its random bits take a tenth of a step, and so short a run hardly overfits.
+    It has one residual block per resolution. Small batches allow many updates. Each step draws eight τ, as on eight
+    devices, because a single τ makes the gradient much noisier. There is no dropout: drawing its random bits takes a
+    tenth of a step, and so short a run hardly overfits.
     """
     config = ddpmpp(config)
     config.training.update(st=True, k=1.0, likelihood_weighting=False, unbounded_parametrization=True)
@@ -95,7 +97,7 @@ def laptop(config: ConfigDict) -> ConfigDict:
 
 
 def deepest(config: ConfigDict) -> ConfigDict:
-    """The largest DDPM++, 374 million parameters: 512 channels at every size, 8 blocks, FIR; with the mixed loss."""
+    """The largest DDPM++ (374 million parameters): 512 channels and 8 blocks per resolution, FIR, the mixed loss."""
     config = ddpmpp(config)
     config.training.update(mixed=True, likelihood_weighting=False)
     config.sampling.method = "pc"
@@ -105,7 +107,7 @@ def deepest(config: ConfigDict) -> ConfigDict:
 
 
 def ncsnpp(config: ConfigDict) -> ConfigDict:
-    """NCSN++ with the VE SDE: FIR, an input pyramid, Fourier embedding of the noise level; variance weighting."""
+    """NCSN++ with the VE SDE: FIR, an input pyramid, Fourier embedding of the noise level, variance weighting."""
     config.training.update(sde="vesde", importance_sampling=False, likelihood_weighting=False)
     config.sampling.update(method="pc", predictor="reverse_diffusion", corrector="langevin")
     config.model.update(ema_rate=0.999, scale_by_sigma=True, fir=True, progressive_input="residual")
@@ -113,7 +115,7 @@ def ncsnpp(config: ConfigDict) -> ConfigDict:
 
 
 def ncsnpp256(config: ConfigDict) -> ConfigDict:
-    """NCSN++ for 256x256: seven sizes, input and output pyramids."""
+    """NCSN++ for 256x256: seven resolutions, input and output pyramids."""
     config = ncsnpp(config)
     config.model.update(ch_mult=(1, 1, 2, 2, 2, 2, 2), num_res_blocks=2)
     config.model.update(progressive="output_skip", progressive_input="input_skip")
@@ -121,7 +123,7 @@ def ncsnpp256(config: ConfigDict) -> ConfigDict:
 
 
 def ncsnpp1024(config: ConfigDict) -> ConfigDict:
-    """NCSN++ for 1024x1024: eight sizes of 16 to 512 channels, input and output pyramids."""
+    """NCSN++ for 1024x1024: eight resolutions with 16 to 512 channels, input and output pyramids."""
     config = ncsnpp(config)
     config.model.update(ema_rate=0.9999, nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1)
     config.model.update(progressive="output_skip", progressive_input="input_skip")
@@ -129,14 +131,14 @@ def ncsnpp1024(config: ConfigDict) -> ConfigDict:
 
 
 def rve(config: ConfigDict, sigma_min: float = 1e-3) -> ConfigDict:
-    """The RVE SDE down to `sigma_min`, which makes NCSN++ UNCSN++; its prior is uniform in 1/τ, that is P_2."""
+    """The RVE SDE down to `sigma_min`, which turns NCSN++ into UNCSN++; its prior P_2 is uniform in 1/τ."""
     config.training.update(sde="reciprocal_vesde", eta=sigma_min, k=2.0)
     config.model.sigma_min = sigma_min
     return config
 
 
 def score_sde(config: ConfigDict) -> ConfigDict:
-    """How Song et al. (2021) train and evaluate: uniform times, variance weighting, frequent snapshots."""
+    """Training and evaluation as in Song et al. (2021): uniform times, variance weighting, frequent snapshots."""
     config.training.update(importance_sampling=False, likelihood_weighting=False)
     config.training.update(log_freq=50, eval_freq=100, snapshot_freq=50000, snapshot_sampling=True)
     config.sampling.update(method="pc", truncation_time=1e-5)

@@ -2,18 +2,20 @@
 
 Command:   python -m score_st.train --config configs/ve/bedroom_uncsn.py --workdir runs/bedroom_uncsn
 Hardware:  not published with the official code
-Published: FID 4.57 for "UDM (RVE) + ST" (as Papers with Code lists it for arXiv 2106.05527), which need not be this
-           file: it has no ST
+Published: FID 4.57 for "UDM (RVE) + ST" (Papers with Code, for arXiv 2106.05527),
+           which need not be this file: it has no Soft Truncation
 
-The official file asks for the SDE 'rve-sde', which its code does not know: it is reciprocal_vesde by an earlier
-name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
+The official file names the SDE 'rve-sde', which the official code does not know: it is an earlier name of
+reciprocal_vesde. Soft Truncation is off; training.st=True turns it on, with a prior that is uniform in 1/τ (k=2.0).
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.rve(presets.ncsnpp256(presets.pixels256(default(), "LSUN")))
     config.data.category = "bedroom"
     config.model.sigma_max = 378.0

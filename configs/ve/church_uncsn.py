@@ -4,15 +4,17 @@ Command:   python -m score_st.train --config configs/ve/church_uncsn.py --workdi
 Hardware:  not published with the official code
 Published: not verified here
 
-The official file asks for the SDE 'rve-sde', which its code does not know: it is reciprocal_vesde by an earlier
-name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
+The official file names the SDE 'rve-sde', which the official code does not know: it is an earlier name of
+reciprocal_vesde. Soft Truncation is off; training.st=True turns it on, with a prior that is uniform in 1/τ (k=2.0).
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.rve(presets.ncsnpp256(presets.pixels256(default(), "LSUN")))
     config.data.category = "church_outdoor"
     config.model.sigma_max = 380.0

@@ -5,15 +5,17 @@ Command:   python -m score_st.train --config configs/ve/cifar10_uncsn_deep_1e-3_
 Hardware:  not published with the official code
 Published: not verified here
 
-The official file asks for the SDE 'rve-sde', which its code does not know: it is reciprocal_vesde by an earlier
-name. Soft Truncation is off; training.st=True turns it on, with the prior uniform in 1/τ (k=2.0).
+The official file names the SDE 'rve-sde', which the official code does not know: it is an earlier name of
+reciprocal_vesde. Soft Truncation is off; training.st=True turns it on, with a prior that is uniform in 1/τ (k=2.0).
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.rve(presets.ncsnpp(presets.cifar10(default())))
     config.training.update(importance_sampling=True, likelihood_weighting=True)
     config.model.num_res_blocks = 8

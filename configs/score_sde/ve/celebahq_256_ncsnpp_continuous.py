@@ -1,18 +1,20 @@
-"""NCSN++ cont. (VE) on CelebA-HQ 256x256, of Song et al. (2021).
+"""NCSN++ cont. (VE) of Song et al. (2021), on CelebA-HQ 256x256.
 
 Command:   python -m score_st.train --config configs/score_sde/ve/celebahq_256_ncsnpp_continuous.py \\
              --workdir runs/ve_celebahq_256_ncsnpp
 Hardware:  not published
 Published: samples only (score_sde_pytorch, README)
 
-Loads the published checkpoint ve/celebahq_256_ncsnpp_continuous.
+Fits the published checkpoint ve/celebahq_256_ncsnpp_continuous.
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.score_sde(presets.ncsnpp256(presets.pixels256(default(), "CelebAHQ")))
     config.training.n_iters = 2400001
     config.eval.batch_size = 512

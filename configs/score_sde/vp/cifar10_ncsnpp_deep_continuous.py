@@ -1,4 +1,4 @@
-"""NCSN++ deep cont. (VP) on CIFAR-10, of Song et al. (2021).
+"""NCSN++ deep cont. (VP) of Song et al. (2021), on CIFAR-10.
 
 Command:   python -m score_st.train --config configs/score_sde/vp/cifar10_ncsnpp_deep_continuous.py \\
              --workdir runs/vp_ncsnpp_deep
@@ -6,11 +6,13 @@ Hardware:  not published
 Published: no checkpoint; figures not verified here
 """
 
+from ml_collections import ConfigDict
+
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.score_sde(presets.ddpmpp(default()))
     config.training.n_iters = 950001
     config.sampling.truncation_time = 1e-3

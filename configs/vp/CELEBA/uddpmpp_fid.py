@@ -1,17 +1,19 @@
-"""UDDPM++ (VP, FID) on CelebA 64x64: uniform times, variance weighting, no Soft Truncation.
+"""U-DDPM++ (VP, FID) on CelebA 64x64: uniform times, variance weighting, no Soft Truncation.
 
 Command:   python -m score_st.train --config configs/vp/CELEBA/uddpmpp_fid.py --workdir runs/celeba_uddpmpp_fid
 Hardware:  not published with the official code
 Published: not verified here
 
-The network is told the time by an unbounded label (training.stabilizing_constant keeps it finite).
+The time conditioning is unbounded; training.stabilizing_constant keeps it finite.
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.ddpmpp(presets.celeba(default()))
     config.training.update(importance_sampling=False, likelihood_weighting=False)
     config.training.unbounded_parametrization = True

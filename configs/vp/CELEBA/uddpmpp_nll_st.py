@@ -1,17 +1,19 @@
-"""UDDPM++ (VP, NLL) + Soft Truncation on CelebA 64x64.
+"""U-DDPM++ (VP, NLL) + Soft Truncation on CelebA 64x64.
 
 Command:   python -m score_st.train --config configs/vp/CELEBA/uddpmpp_nll_st.py --workdir runs/celeba_uddpmpp_nll_st
 Hardware:  not published with the official code
 Published: not verified here
 
-The network is told the time by an unbounded label (training.stabilizing_constant keeps it finite).
+The time conditioning is unbounded; training.stabilizing_constant keeps it finite.
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.ddpmpp(presets.celeba(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     config.training.unbounded_parametrization = True

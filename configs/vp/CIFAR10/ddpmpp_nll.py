@@ -5,10 +5,11 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
+from ml_collections import ConfigDict
+
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
-    config = presets.ddpmpp(presets.cifar10(default()))
-    return config
+def get_config() -> ConfigDict:
+    return presets.ddpmpp(presets.cifar10(default()))

@@ -1,4 +1,4 @@
-"""DDPM++ deep (VP, NLL) + Soft Truncation on CIFAR-10: 8 blocks a resolution.
+"""DDPM++ deep (VP, NLL) + Soft Truncation on CIFAR-10: 8 residual blocks per resolution.
 
 Command:   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_nll_st_deep.py \\
              --workdir runs/cifar10_ddpmpp_nll_st_deep
@@ -6,11 +6,13 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
+from ml_collections import ConfigDict
+
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.ddpmpp(presets.cifar10(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     config.model.num_res_blocks = 8

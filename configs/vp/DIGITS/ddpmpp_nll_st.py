@@ -1,17 +1,20 @@
-"""DDPM++ (VP, NLL) + Soft Truncation on scikit-learn's digits, 8x8x1 with 17 levels: a whole run on a laptop.
+"""DDPM++ (VP, NLL) + Soft Truncation on scikit-learn's digits, 8x8x1 with 17 levels: a complete run on a laptop.
 
-With the unbounded time label, so U-DDPM++; `--config.training.unbounded_parametrization=False` is the bounded one.
+The time conditioning is unbounded, so this is U-DDPM++; `--config.training.unbounded_parametrization=False` makes
+it DDPM++.
 
 Command:   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
 Hardware:  2 CPU cores
-Published: nothing; the README says what it measures
+Published: nothing; docs/results.md has what is measured here
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.laptop(default())
     config.training.update(n_iters=3600, snapshot_freq=3600)
     config.data.update(dataset="DIGITS", image_size=8, num_levels=17)

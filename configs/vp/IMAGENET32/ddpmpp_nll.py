@@ -5,11 +5,13 @@ Hardware:  not published with the official code
 Published: not verified here
 """
 
+from ml_collections import ConfigDict
+
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.ddpmpp(presets.imagenet32(default()))
     config.training.truncation_time = 5e-5
     return config

@@ -4,16 +4,18 @@ Command:   python -m score_st.train --config configs/vp/STL10/ddpmpp_nll_st.py -
 Hardware:  not published with the official code
 Published: not verified here
 
-The official code has the data set (48x48, unlabelled and training images) but no config: this one joins its defaults
-to the model of CIFAR-10, with k as there. As 48 halves to 24, 12 and 6, attn_resolutions=(16,) leaves attention in
-the middle block alone.
+The official code has the data set (48x48, training and unlabeled images) but no configuration for it. This one
+combines its defaults with the CIFAR-10 model, and takes k from there. Since 48 halves to 24, 12 and 6,
+attn_resolutions=(16,) leaves attention only in the middle block.
 """
+
+from ml_collections import ConfigDict
 
 from score_st import presets
 from score_st.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = presets.ddpmpp(presets.stl10(default()))
     config.training.update(st=True, k=1.0, likelihood_weighting=False)
     return config
