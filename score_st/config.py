@@ -1,191 +1,234 @@
 """The configuration: every key with its default, read from a file, changed on the command line.
 
-A config file defines `get_config()`, which takes `default()` and changes a few keys of it. Sections and names are
-those of the official PyTorch code, so `--config.training.k=2.0` means here what it means there; keys that only this
-package has are marked `# ours`.
+A configuration file is Python and defines `get_config()`, which takes `default()` and changes a few keys. Sections and
+names are those of the official PyTorch code, so `--config.training.k=2.0` means here what it means there. Keys that
+only this package has are marked `ours`; the official code's behavior is their default.
 """
 
 import ast
+import collections
+import contextlib
 import difflib
 import importlib.util
 import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+Entry = TypeVar("Entry")
+
+TRAINING = dict(
+    sde="vpsde",  # an entry of diffusion.sde.SDES: vpsde, subvpsde, vesde or reciprocal_vesde
+    batch_size=128,  # images per step, over all devices
+    n_iters=1300001,  # steps in all
+    snapshot_freq=100000,  # steps between checkpoints that are kept, with samples and bits/dim
+    snapshot_freq_for_preemption=10000,  # steps between checkpoints to resume from
+    log_freq=100,  # steps between lines of the log
+    eval_freq=100,  # steps between losses of a test batch
+    snapshot_sampling=False,  # draw a grid of samples at each snapshot
+    continuous=True,  # False: the discrete losses of DDPM (VP) and SMLD (VE)
+    importance_sampling=True,  # draw times from the likelihood's importance distribution
+    likelihood_weighting=True,  # weight the loss by g²/σ²
+    time_sampler="",  # ours: an entry of diffusion.time_sampling.TIME_SAMPLERS; empty: as the official keys say
+    weighting="",  # ours: an entry of diffusion.weighting.WEIGHTINGS; empty: as the official keys say
+    loss="",  # ours: an entry of diffusion.losses.LOSSES; empty: as `continuous` and `mixed` say
+    reduce_mean=False,  # average the loss over dimensions instead of summing
+    reconstruction_loss=False,  # add the reconstruction term at τ
+    mixed=False,  # half of the batch with importance sampling, half with uniform times
+    ddpm_weight=0.01,  # weight of the second half
+    balanced=False,  # scale the second half to the size of the first
+    st=False,  # Soft Truncation
+    k=1.0,  # τ ~ τ^-k on [truncation_time, 1]; inf: τ = truncation_time
+    truncation_prior="power",  # ours: an entry of diffusion.truncation.TRUNCATION_PRIORS
+    tau_groups=0,  # ours: draws of τ per step; 0: one per device, 1: one per batch, batch_size: one per image
+    fsdp=1,  # ours: devices over which parameters, optimizer state and average are sharded
+    dtype="float32",  # ours: arithmetic of training, or bfloat16; weights, statistics and loss stay float32
+    reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
+    remat="none",  # ours: what the backward pass recomputes: none, elementwise or blocks
+    n_jitted_steps=1,  # ours: steps per dispatch
+    truncation_time=1e-5,  # ε, the smallest time
+    unbounded_parametrization=False,  # the time conditioning of U-DDPM++ and U-NCSN++
+    stabilizing_constant=1e-3,  # of the unbounded time conditioning of VP
+    ddpm_score=True,  # VP: the network predicts the noise, not the score
+    eta=1e-3,  # of reciprocal_vesde
+    official_loss=False,  # ours: weight and sum the loss as the official code does (docs: departures)
+)
+SAMPLING = dict(
+    method="ode",  # ode (adaptive solver of the probability flow) or pc (predictor and corrector)
+    predictor="euler_maruyama",  # an entry of diffusion.samplers.PREDICTORS, or none
+    corrector="none",  # an entry of diffusion.samplers.CORRECTORS, or none
+    n_steps_each=1,  # corrector steps per predictor step
+    noise_removal=True,  # end with the mean of x_0 given x_ε
+    probability_flow=False,  # a predictor without noise
+    lambda_=-1.0,  # ours: noise of the predictor; 1: the reverse SDE, 0: none, negative: the predictor's own
+    churn=0.0,  # ours: S_churn of heun
+    steps=0,  # ours: predictor steps; 0: model.num_scales
+    snr=0.16,  # signal-to-noise ratio of the corrector
+    grid="uniform",  # ours: an entry of diffusion.samplers.GRIDS: uniform, quadratic, logsnr or edm
+    batch_size=1024,  # images per file of samples
+    group=16,  # ours: images computed together on a device; another number may change the last bits
+    truncation_time=1e-5,  # ε of sampling
+    rtol=1e-5,  # ours: relative tolerance of the solver
+    atol=1e-5,  # ours: absolute tolerance of the solver
+)
+EVAL = dict(
+    batch_size=200,  # images per batch, over all devices
+    group=0,  # ours: images computed together, with the same bits on any number of devices; 0: a device's share
+    enable_bpd=False,  # bits/dim at each snapshot
+    num_samples=50000,  # not used here; an official key
+    residual=True,  # False: only the figures without reconstruction, as in earlier papers
+    from_x0=True,  # ours: also the flow from x_0, as in earlier papers; takes twice the time
+    lambda_=0.0,  # which reverse SDE: 0: the probability flow, and λ = 1 for the NELBO
+    nll_iter=1,  # passes over the test set for the NLL, each with new noise; 0: no NLL
+    nelbo_iter=1,  # passes over the test set for the NELBO, one time per image; 0: no NELBO
+    rtol=1e-5,  # ours: relative tolerance of the solver
+    atol=1e-5,  # ours: absolute tolerance of the solver
+    hutchinson_type="Rademacher",  # ours: or Gaussian
+    n_probes=1,  # ours: Hutchinson probes per image
+    solver="Dopri5",  # ours: Dopri5, Tsit5, Dopri8 or Bosh3
+    max_steps=4096,  # ours: solver steps per image at most
+    dequantization="",  # ours: none, uniform, lossless or truncated_normal; empty: data.dequantization
+    importance_samples=1,  # ours: samples K of the bound with truncated_normal
+    gradient_images=32,  # ours: images for the variance of the gradient over t; 0: none
+)
+DATA = dict(
+    dataset="CIFAR10",  # an entry of data.datasets.DATASETS
+    dir="",  # ours: folder with the files of the dataset
+    download=False,  # ours: download missing files into data.dir
+    prepared="",  # ours: folder of decoded copies, made by `python -m score_st.data`
+    memory_gb=4.0,  # ours: decoded images of a split are kept in memory up to this size
+    num_threads=2,  # ours: threads that read ahead; the batches do not depend on it
+    image_size=32,  # height and width
+    num_channels=3,  # 1 or 3
+    num_levels=256,  # ours: pixel values are 0 ... num_levels - 1
+    random_flip=True,  # flip images left to right at random
+    centered=False,  # scale to [-1, 1] instead of [0, 1]
+    dequantization="none",  # none, uniform or lossless
+    category="",  # of LSUN
+    tfrecords_path="",  # of CelebA-HQ and FFHQ, inside data.dir
+)
+MODEL = dict(
+    name="ncsnpp",  # an entry of networks.NETWORKS
+    parametrization="",  # ours: an entry of diffusion.parametrization.PARAMETRIZATIONS; empty: the SDE's own
+    ema_rate=0.9999,  # of the moving average of the weights
+    sigma_min=0.01,  # of VE and RVE
+    sigma_max=50.0,  # of VE and RVE
+    num_scales=1000,  # noise levels of discrete losses; steps of a sampler
+    beta_min=0.1,  # of VP and sub-VP
+    beta_max=20.0,  # of VP and sub-VP
+    nf=128,  # channels at full resolution
+    ch_mult=(1, 2, 2, 2),  # channels at each resolution, in units of nf
+    num_res_blocks=4,  # residual blocks per resolution
+    attn_resolutions=(16,),  # image sizes with attention
+    attention=True,  # False: attention only in the middle
+    dropout=0.1,  # dropout rate
+    embedding_type="fourier",  # of the time: fourier or positional
+    embedding_dim=128,  # of the time embedding, with lsgm; otherwise nf
+    lsgm=False,  # use embedding_dim
+    fourier_scale=16.0,  # standard deviation of the frequencies
+    fourier_feature=False,  # append sines and cosines of the image to the input
+    conditional=True,  # condition the network on time
+    scale_by_sigma=False,  # divide the output by σ
+    nonlinearity="swish",  # swish, elu, relu or lrelu
+    resblock_type="biggan",  # biggan or ddpm
+    resamp_with_conv=True,  # resample with a convolution, where resblock_type=ddpm
+    fir=False,  # resample with a FIR filter
+    fir_kernel=(1, 3, 3, 1),  # of the filter
+    skip_rescale=True,  # divide sums by √2
+    progressive="none",  # output pyramid: none, output_skip or residual
+    progressive_input="none",  # input pyramid: none, input_skip or residual
+    progressive_combine="sum",  # how the input pyramid is merged: sum or cat
+    auxiliary_resblock=True,  # residual blocks that resample
+    init_scale=0.0,  # of the last convolutions; 0: 1e-10
+)
+OPTIM = dict(
+    optimizer="Adam",  # Adam or AdamW
+    lr=2e-4,  # learning rate after warm-up
+    beta1=0.9,  # of Adam
+    eps=1e-8,  # of Adam
+    weight_decay=0.0,  # of Adam (L2) or AdamW (decoupled)
+    warmup=5000,  # steps of linear warm-up
+    grad_clip=1.0,  # clips the global norm of the gradient; negative: no clipping
+    num_micro_batch=1,  # parts of a device's share, computed one after the other
+)
+SECTIONS = {
+    "training": TRAINING,
+    "sampling": SAMPLING,
+    "eval": EVAL,
+    "data": DATA,
+    "model": MODEL,
+    "optim": OPTIM,
+}
+
 # keys that may change from one run to the next in the same workdir
-FREE = ("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq")
-FREE += ("data.memory_gb", "data.num_threads", "data.download", "data.prepared")
-FREE += ("training.fsdp", "training.remat", "training.n_jitted_steps")
-# keys that say what the weights of a checkpoint mean
+FREE = (
+    *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq"),
+    *("data.memory_gb", "data.num_threads", "data.download", "data.prepared"),
+    *("training.fsdp", "training.remat", "training.n_jitted_steps"),
+)
+# keys without which the weights of a checkpoint can't be understood
 MEANING = (
-    "model.",
-    "data.image_size",
-    "data.num_channels",
-    "data.centered",
-    "training.sde",
-    "training.continuous",
-    "training.ddpm_score",
-    "training.unbounded_parametrization",
-    "training.stabilizing_constant",
-    "training.eta",
+    *("model.", "data.image_size", "data.num_channels", "data.centered", "training.sde", "training.continuous"),
+    *("training.ddpm_score", "training.unbounded_parametrization", "training.stabilizing_constant", "training.eta"),
 )
 
 
 class ConfigError(ValueError):
-    """Something that the user asked for is not possible; the message is one line that says what would be."""
+    """A request that can't be met. The message is one line that says what would be possible."""
+
+
+class Table(collections.UserDict[str, Entry]):
+    """The entries of one concept by name, and the only way in: nothing else in the package asks for a name.
+
+    A configuration file may add entries (`SDES["cosine"] = Cosine`); those of the package can't be replaced.
+
+    Args:
+      key: the configuration key that names an entry, such as "training.sde".
+      entries: those of the package.
+    """
+
+    all: dict[str, "Table"] = {}  # by key
+
+    def __init__(self, key: str, entries: Mapping[str, Entry]) -> None:
+        """Makes the table of `key`."""
+        self.key, self._own = key, frozenset[str]()
+        super().__init__(entries)
+        self._own = frozenset(entries)
+        Table.all[key] = self
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        """Adds an entry; raises ConfigError where the package has one of this name."""
+        if name in self._own:
+            raise ConfigError(f"config.{self.key}: {name!r} is an entry of the package; add yours by another name")
+        super().__setitem__(name, entry)
+
+    def choose(self, name: str, key: str = "") -> Entry:
+        """The entry `name`.
+
+        Args:
+          name: what the configuration has.
+          key: where it has it, if that is not the table's own key.
+
+        Raises:
+          ConfigError: there is none; the message lists the choices.
+        """
+        if name not in self.data:
+            close = difflib.get_close_matches(str(name), list(self.data), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"config.{key or self.key}: unknown {name!r}; choose from {', '.join(self.data)}{hint}")
+        return self.data[name]
 
 
 def default() -> ConfigDict:
     """All keys, with the values shared by the official CIFAR-10 configurations."""
-    config = ConfigDict()
-    config.seed = 42
-    config.training = ConfigDict(
-        dict(
-            sde="vpsde",  # vpsde, subvpsde, vesde or reciprocal_vesde
-            batch_size=128,  # images a step, over all devices
-            n_iters=1300001,
-            snapshot_freq=100000,  # steps between checkpoints that are kept
-            snapshot_freq_for_preemption=10000,  # steps between checkpoints for resuming
-            log_freq=100,
-            eval_freq=100,
-            snapshot_sampling=False,  # a picture of samples at each snapshot
-            continuous=True,  # False: the discrete losses of DDPM (VP) and SMLD (VE)
-            importance_sampling=True,
-            likelihood_weighting=True,
-            reduce_mean=False,
-            reconstruction_loss=False,
-            mixed=False,  # half of the batch importance sampled, half with uniform times
-            ddpm_weight=0.01,  # the weight of the second half
-            balanced=False,  # and whether it is scaled to the first
-            st=False,  # Soft Truncation
-            k=1.0,  # tau ~ tau^-k on [truncation_time, 1]; inf is no soft truncation
-            tau_groups=0,  # ours: draws of tau a step: 0 one a device, 1 one a batch, batch_size one an image
-            fsdp=1,  # ours: devices that keep parameters, optimiser and average together, each a share
-            dtype="float32",  # ours: of training's arithmetic, or bfloat16; weights, statistics, loss stay float32
-            reduce_dtype="float32",  # ours: in which gradients are summed across devices, or bfloat16
-            remat="none",  # ours: what the backward pass computes again: none, elementwise or blocks
-            n_jitted_steps=1,  # ours: steps a dispatch
-            truncation_time=1e-5,
-            unbounded_parametrization=False,
-            stabilizing_constant=1e-3,
-            ddpm_score=True,  # VP: the network predicts the noise, not the score
-            eta=1e-3,  # reciprocal_vesde
-            official_loss=False,  # ours: weigh and sum the loss as the official code does (README, departures)
-        )
-    )
-    config.sampling = ConfigDict(
-        dict(
-            method="ode",  # ode or pc
-            predictor="euler_maruyama",  # reverse_diffusion, ancestral_sampling, ddim, heun, dpm_solver_2m or none
-            corrector="none",
-            n_steps_each=1,
-            noise_removal=True,
-            probability_flow=False,
-            lambda_=-1.0,  # ours: noise of the predictor, 1 the reverse SDE's, 0 none; negative is the predictor's own
-            churn=0.0,  # ours: S_churn of heun
-            steps=0,  # ours: of the predictor; 0 is model.num_scales
-            snr=0.16,
-            grid="uniform",  # ours: times of the pc sampler: uniform, quadratic, logsnr or edm
-            batch_size=1024,  # images a shard
-            group=16,  # ours: images computed together on a device; another number may change the last bits
-            truncation_time=1e-5,
-            rtol=1e-5,  # ours
-            atol=1e-5,  # ours
-        )
-    )
-    config.eval = ConfigDict(
-        dict(
-            batch_size=200,
-            group=0,  # ours: images computed together, the same bits on any number of devices; 0 is a device's share
-            enable_bpd=False,  # bits/dim at each snapshot
-            num_samples=50000,
-            residual=True,  # False: only the figures without reconstruction, as in earlier papers
-            from_x0=True,  # ours: also the flow from x_0, as in earlier papers; twice the time
-            lambda_=0.0,  # the reverse SDE of the family: 0 is the probability flow (and 1 for NELBO)
-            nll_iter=1,  # times that the test set is gone through with new noise; 0 leaves the NLL out
-            nelbo_iter=1,  # the same for the NELBO, which is times t an image
-            rtol=1e-5,  # ours
-            atol=1e-5,  # ours
-            hutchinson_type="Rademacher",  # ours: or Gaussian
-            n_probes=1,  # ours: Hutchinson probes an image
-            solver="Dopri5",  # ours: Dopri5, Tsit5, Dopri8 or Bosh3
-            max_steps=4096,  # ours: of the ODE solver, for each image
-            dequantization="",  # ours: none, uniform, lossless or truncated_normal; empty is that of data
-            importance_samples=1,  # ours: K of the bound with truncated_normal
-            gradient_images=32,  # ours: for the gradient's variance over t; 0 is none
-        )
-    )
-    config.data = ConfigDict(
-        dict(
-            dataset="CIFAR10",
-            dir="",  # ours: where the files are looked for (README, Data)
-            download=False,  # ours: what is missing is fetched into data.dir
-            prepared="",  # ours: a folder with decoded copies, which `python -m score_st.data` makes
-            memory_gb=4.0,  # ours: decoded images of a split are kept if they take no more
-            num_threads=2,  # ours: that read ahead; the batches are the same for any number
-            image_size=32,
-            num_channels=3,
-            num_levels=256,  # ours: pixel values are 0 ... num_levels - 1
-            random_flip=True,
-            centered=False,  # scaled to [-1, 1] instead of [0, 1]
-            dequantization="none",  # none, uniform or lossless
-            category="",  # LSUN
-            tfrecords_path="",  # CelebA-HQ and FFHQ
-        )
-    )
-    config.model = ConfigDict(
-        dict(
-            name="ncsnpp",
-            ema_rate=0.9999,
-            sigma_min=0.01,
-            sigma_max=50.0,
-            num_scales=1000,
-            beta_min=0.1,
-            beta_max=20.0,
-            nf=128,
-            ch_mult=(1, 2, 2, 2),
-            num_res_blocks=4,
-            attn_resolutions=(16,),
-            attention=True,
-            dropout=0.1,
-            embedding_type="fourier",  # fourier or positional
-            embedding_dim=128,  # with lsgm
-            lsgm=False,
-            fourier_scale=16.0,
-            fourier_feature=False,
-            conditional=True,
-            scale_by_sigma=False,
-            nonlinearity="swish",  # swish, elu, relu or lrelu
-            resblock_type="biggan",  # biggan or ddpm
-            resamp_with_conv=True,
-            fir=False,
-            fir_kernel=(1, 3, 3, 1),
-            skip_rescale=True,
-            progressive="none",  # none, output_skip or residual
-            progressive_input="none",  # none, input_skip or residual
-            progressive_combine="sum",  # sum or cat
-            auxiliary_resblock=True,
-            init_scale=0.0,
-        )
-    )
-    config.optim = ConfigDict(
-        dict(
-            optimizer="Adam",  # Adam or AdamW
-            lr=2e-4,
-            beta1=0.9,
-            eps=1e-8,
-            weight_decay=0.0,
-            warmup=5000,
-            grad_clip=1.0,  # of the global norm; negative is none
-            num_micro_batch=1,
-        )
-    )
-    return config
+    return ConfigDict({"seed": 42} | {name: dict(section) for name, section in SECTIONS.items()})
 
 
-def flatten(config: ConfigDict | dict) -> dict:
-    """{'training.k': 1.0, ...}."""
+def flatten(config: ConfigDict | dict) -> dict[str, Any]:
+    """The values by dotted key: {'training.k': 1.0, ...}."""
     flat = {}
     for section, value in config.items():
         if isinstance(value, ConfigDict | dict):
@@ -196,46 +239,42 @@ def flatten(config: ConfigDict | dict) -> dict:
 
 
 def packaged() -> dict[str, Path]:
-    """The configurations that come with the package, by name: "vp/CIFAR10/ddpmpp_nll_st"."""
-    inside = Path(__file__).with_name("configs")  # as installed; a checkout has them at the top
-    folder = inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+    """The configurations that come with the package, by name ("vp/CIFAR10/ddpmpp_nll_st")."""
+    installed = Path(__file__).with_name("configs")  # a checkout has them at its top
+    folder = installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
 
 
 def find(name: str | Path) -> Path:
-    """The file of this path, or else the one of this name, with or without .py, that comes with the package."""
+    """The file at this path, or the packaged configuration of this name, with or without .py.
+
+    Raises:
+      ConfigError: there is neither.
+    """
     path = Path(name)
     if path.is_file():
         return path
-    known, asked = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
-    if asked in known:
-        return known[asked]
-    close = [key for key in known if key.endswith(f"/{asked}")] or difflib.get_close_matches(asked, known, cutoff=0.5)
+    known, wanted = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
+    if wanted in known:
+        return known[wanted]
+    close = [key for key in known if key.endswith(f"/{wanted}")]
+    close = close or difflib.get_close_matches(wanted, known, cutoff=0.5)
     hint = (
-        f"did you mean {' or '.join(close[:3])}?"
-        if close
-        else "vp/DIGITS/ddpmpp_nll_st is one that comes with the package"
+        f"did you mean {' or '.join(close[:3])}?" if close else "the package has vp/DIGITS/ddpmpp_nll_st, for example"
     )
-    raise ConfigError(f"--config {name}: no such file, and no such name; {hint}")
+    raise ConfigError(f"--config {name}: no such file, and no configuration of that name in the package; {hint}")
 
 
 def read(path: str | Path) -> ConfigDict:
-    """The configuration of a Python file that defines `get_config()`, or of a name, see `find`.
+    """The configuration of a Python file that defines `get_config()`, or of a packaged name.
 
     Raises:
-      ConfigError: no such file, a file that is no config, or an unknown key.
+      ConfigError: there is no such file, it is no configuration, or it has an unknown key.
     """
     path = find(path)
-    spec = importlib.util.spec_from_file_location("score_st_config", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config {path}: not a Python file; it should end in .py and define get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    module = _run(path, "--config")
+    with _one_line(f"--config {path}"):
         config = module.get_config()
-    except Exception as error:  # whatever the user's file raises is the user's to mend
-        message = " ".join(str(error).split())
-        raise ConfigError(f"--config {path}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config() should return an ml_collections.ConfigDict")
     for key in flatten(config).keys() - flatten(default()).keys():
@@ -243,94 +282,148 @@ def read(path: str | Path) -> ConfigDict:
     return config
 
 
-def changed(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
-    """`config` itself with some keys changed, and locked.
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Turns what a user's file raises, which may be anything, into a ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
-    Args:
-      overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
+
+def _run(path: Path, option: str) -> Any:
+    """Runs a configuration file, which may add entries to tables, and returns it as a module."""
+    name = f"score_st_config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{option} {path}: not a Python file; it should end in .py and define get_config()")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look up their module
+    with _one_line(f"{option} {path}"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def unknown_entries(config: ConfigDict | dict) -> list[str]:
+    """The keys of `config` whose value is no entry of their table."""
+    flat = flatten(config)
+    return [key for key, table in Table.all.items() if flat.get(key, "") not in ("", *table)]
+
+
+def add_entries(config: ConfigDict | dict, workdir: str | Path) -> None:
+    """Adds the entries that `config` names and no table has from the workdir's own configuration file.
+
+    Training keeps there as config.py what was given as --config, if it is no file of the package. It is run only if
+    an entry is unknown.
 
     Raises:
-      ConfigError: an unknown key or a value of the wrong type.
+      ConfigError: the file can't be run.
     """
+    path = Path(workdir) / "config.py"
+    if path.is_file() and unknown_entries(config):
+        _run(path, "--workdir")
+
+
+def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Changes some keys of `config` in place, and locks it.
+
+    Args:
+      config: all keys.
+      overrides: values as they stand on the command line, by dotted key (`{'training.k': '2.0'}`).
+
+    Returns:
+      `config` itself.
+
+    Raises:
+      ConfigError: an unknown key, or a value of the wrong type.
+    """
+    flat = flatten(config)
     for key, text in overrides.items():
-        _set(config, key, text)
+        if key not in flat:
+            raise ConfigError(f"--config.{key}: unknown key{_suggest(key)}")
+        *section, name = key.split(".")
+        target = config[section[0]] if section else config
+        with target.unlocked():
+            target[name] = _parse(key, text, flat[key])
     return config.lock()
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+def load(path: str | Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """The configuration of a file (see `read`) with some keys changed (see `changed`)."""
     return changed(read(path), overrides or {})
 
 
-def from_workdir(workdir: str | Path, settings: dict | None = None) -> ConfigDict:
-    """The configuration that `config.json` of a workdir holds, with other values for the keys of `settings`.
+def from_workdir(workdir: str | Path, settings: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The configuration in a workdir's `config.json`; keys that it lacks have their default.
+
+    Args:
+      workdir: of training or conversion.
+      settings: other values for some keys, by dotted key.
 
     Raises:
-      ConfigError: no such file, a damaged one, an unknown key or a value of the wrong type.
+      ConfigError: no such file, a damaged one, an unknown key, a value of the wrong type, or an entry of a table that
+        neither the package nor the workdir's own configuration file has.
     """
-    path, config = Path(workdir) / "config.json", default()
+    path = Path(workdir) / "config.json"
     try:
-        made = flatten(ConfigDict(json.loads(path.read_text())))
+        stored = flatten(ConfigDict(json.loads(path.read_text())))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
-    return changed(config, {key: str(value) for key, value in (made | (settings or {})).items()})
+    config = changed(default(), {key: str(value) for key, value in (stored | dict(settings or {})).items()})
+    add_entries(config, workdir)
+    for key in unknown_entries(config):
+        where = f"{Path(workdir) / 'config.py'}, which should add it,"
+        state = "does not" if (Path(workdir) / "config.py").is_file() else "is not there"
+        raise ConfigError(f"{path}: {key}={flatten(config)[key]!r} is unknown, and {where} {state}")
+    return config
 
 
 def _suggest(key: str) -> str:
     known = list(flatten(default()))
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:  # right name, wrong section
+    if not close:  # the right name in the wrong section
         close = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _set(config: ConfigDict, key: str, text: str):
-    flat = flatten(config)
-    if key not in flat:
-        raise ConfigError(f"--config.{key}: unknown key{_suggest(key)}")
-    old = flat[key]
-    value = _parse(text, old)
-    if value is None:
-        what = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple such as (1, 2, 2)"}
-        raise ConfigError(f"--config.{key}={text}: should be {what[type(old)]}, like the default {old!r}")
-    *section, name = key.split(".")
-    target = config[section[0]] if section else config
-    with target.unlocked():
-        target[name] = value
+TYPES = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple such as (1, 2, 2)"}
 
 
-def _parse(text: str, old):
-    """`text` as a value of the type of `old`, or None."""
+def _parse(key: str, text: str, old: Any) -> Any:
+    """`text` as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
     try:
-        if isinstance(old, str):
-            return text
         if isinstance(old, bool):
-            return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(old, tuple):
             value = ast.literal_eval(text)
             value = tuple(value) if isinstance(value, tuple | list) else (value,)
-            return value if all(isinstance(v, int | float) for v in value) else None
-        if isinstance(old, int):
-            value = float(text)
-            return int(text) if "e" not in text.lower() else (int(value) if value == int(value) else None)
-        return float(text)
-    except (ValueError, SyntaxError, OverflowError):
-        return None
+            return tuple(number + 0 for number in value)  # raises TypeError for what is no number
+        if isinstance(old, int) and "e" not in text.lower():
+            return int(text)
+        number = float(text)
+        if isinstance(old, int) and number != int(number):
+            raise ValueError("not whole")
+        return int(number) if isinstance(old, int) else number
+    except (KeyError, ValueError, SyntaxError, OverflowError, TypeError) as error:
+        what = TYPES[type(old)]
+        raise ConfigError(f"--config.{key}={text}: should be {what}, like the default {old!r}") from error
 
 
-def differences(old: dict, new: dict, keys) -> str:
-    """Those of `keys` with another value in `new`, as "a=1 (not 2), … and 2 more"; "" where there is none."""
-    found = [f"{key}={old.get(key)!r} (not {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """The `keys` that differ, as "a=1 (not 2), … and 2 more", with the value of `new` in brackets; "" for none."""
+    different = [f"{key}={old.get(key)!r} (not {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+    return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
 
 
 def to_json(config: ConfigDict) -> str:
+    """The configuration as `config.json` has it."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
-def choose(table: dict, name: str, key: str):
+def choose(table: Mapping[str, Entry], name: str, key: str) -> Entry:
     """`table[name]`, or a ConfigError that lists the choices; `key` names the setting."""
     if name not in table:
         close = difflib.get_close_matches(str(name), list(table), n=1)

@@ -37,7 +37,7 @@ def ncsnpp(config) -> NCSNpp:
         raise ConfigError(
             "config.model.auxiliary_resblock=False: needs resblock_type=biggan and no progressive pyramids"
         )
-    skipped = ("name", "ema_rate", "beta_min", "beta_max", "lsgm")
+    skipped = ("name", "parametrization", "ema_rate", "beta_min", "beta_max", "lsgm")
     options = {key: value for key, value in model.items() if key not in skipped}
     if not model.lsgm:
         options["embedding_dim"] = model.nf

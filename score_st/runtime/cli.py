@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import absl.logging
 
-from score_st.config import ConfigError, changed, flatten, read
+from score_st.config import ConfigError, add_entries, changed, flatten, read
 from score_st.runtime import progress
 
 WORKDIR = "where checkpoints, logs and results are"
@@ -90,6 +90,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
     config = read(arguments.config)
     base = {"file": arguments.config, "config": config.to_dict()}
     arguments.config = changed(config, changes)
+    add_entries(config, getattr(arguments, "workdir", "."))
     options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
     distributed.start(flatten(arguments.config) | options)
     arguments.base = base

@@ -8,6 +8,7 @@ gradient is summed once a step, whatever the number of micro-batches.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class TrainStepConfig:
     groups: int
     micro_batches: int
     mesh: Mesh
-    reduce_dtype: jnp.dtype
+    reduce_dtype: Any
 
     @functools.cached_property
     def abstract_state(self) -> state.TrainState:
