@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, sample_quality
 from score_st.model import DiffusionModel
-from score_st.reporting import run as run_page
+from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.training import checkpoints
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
         result = bits_per_dim.evaluate(config, made, restored.ema, int(restored.step), images, workdir, mesh)
         if jax.process_index() == 0:
             show(result)
-    run_page.again(workdir)
+    page.refresh_existing(workdir)
     return result
 
 

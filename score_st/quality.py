@@ -5,7 +5,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from score_st.evaluation import sample_quality
-from score_st.reporting import run as run_page
+from score_st.reporting import page
 from score_st.runtime import cli, sharding
 
 EXAMPLES = """\
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
     sample_quality.add_options(parser)
     arguments = cli.parse(parser, argv)
     result = sample_quality.evaluate(arguments, mesh or sharding.mesh())
-    run_page.again(Path(arguments.workdir))
+    page.refresh_existing(Path(arguments.workdir))
     return result
 
 

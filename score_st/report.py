@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from score_st.config import ConfigError
-from score_st.reporting import run as run_page
+from score_st.reporting import page
 from score_st.runtime import cli
 from score_st.runtime.workdir import write_text
 
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None):
             )
     try:
         if out.suffix == ".html":
-            write_text(out, run_page.page(workdirs))
+            write_text(out, page.render(workdirs))
         else:
-            run_page.loss_by_time(workdirs, out)
+            page.loss_by_time(workdirs, out)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:

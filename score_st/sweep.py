@@ -15,8 +15,7 @@ from score_st.data import pipeline
 from score_st.diffusion import samplers
 from score_st.evaluation import generation, resumable, sample_quality
 from score_st.model import DiffusionModel
-from score_st.reporting import image_grid
-from score_st.reporting import run as run_page
+from score_st.reporting import image_grid, page
 from score_st.runtime import cli, progress, sharding
 from score_st.runtime.workdir import write_text
 from score_st.training import checkpoints
@@ -151,7 +150,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None):
         result = {"figure": name, "samplers": numbers, **asked, **resumable.provenance()}
         write_text(workdir / "eval/samplers.json", json.dumps(result, indent=1))
         show(points, name, config, workdir / "eval", f"{name} of {arguments.num} {config.data.dataset} samples")
-        run_page.again(workdir)
+        page.refresh_existing(workdir)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, generation
 from score_st.model import DiffusionModel
-from score_st.reporting import run as run_page
+from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import claim_workdir, write_text
 from score_st.training import loop, state
@@ -35,7 +35,7 @@ def snapshot(config, workdir: Path, made: DiffusionModel, test_images, mesh, cur
         log(step, **{name: result[name] for name in bits_per_dim.FIGURES if name in result})
     if log.writes:
         write_text(workdir / "snapshot", str(step))
-        run_page.refresh(workdir)
+        page.refresh(workdir)
 
 
 def keep_programs(workdir: Path):

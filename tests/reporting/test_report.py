@@ -16,7 +16,7 @@ from PIL import Image
 
 from score_st import config, report
 from score_st.reporting import figures
-from score_st.reporting import run as run_page
+from score_st.reporting import page as run_page
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = """<img src=x onerror=alert(1)>&"'$x^$ </script><script>alert(2)</script> ${title} $nav"""
@@ -92,7 +92,7 @@ class Document(html.parser.HTMLParser):
 
 
 def test_what_is_shown(tmp_path):
-    text = run_page.page([made(tmp_path / "run")])
+    text = run_page.render([made(tmp_path / "run")])
     page = Document(text)
     assert not page.open and text.isascii() and "left out" not in text
     headings = ["Training", "Loss and gradient by time", "Samples over training", "Samplers"]
@@ -119,7 +119,7 @@ def test_what_is_shown(tmp_path):
 
 def test_side_by_side(tmp_path):
     runs = [made(tmp_path / name, k) for name, k in (("a", 1.0), ("b", 2.0))]
-    text = run_page.page([*runs, runs[0]])
+    text = run_page.render([*runs, runs[0]])
     page = Document(text)
     assert page.texts["h1"] == ["a | b"] and "left out" not in text
     settings = re.search(r"Settings that differ.*?</table>", text[text.index('id="configuration"') :], re.DOTALL)[0]
@@ -132,7 +132,7 @@ def test_side_by_side(tmp_path):
 
 def test_everybody_can_read_it(tmp_path):
     """Names of pictures and tables, order of headings, links that lead somewhere, contrast (WCAG 2.2 AA)."""
-    page = Document(run_page.page([made(tmp_path / "run")]))
+    page = Document(run_page.render([made(tmp_path / "run")]))
     assert page.of("html")[0]["lang"] == "en"
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in page.of("svg"))
     assert all(len(image["alt"]) > 20 for image in page.of("img"))
@@ -181,7 +181,7 @@ def hostile(tmp_path):
 
 
 def test_nothing_in_it_runs(hostile):
-    text = run_page.page([hostile])
+    text = run_page.render([hostile])
     page = Document(text)
     assert not page.open and "left out" not in text
     assert not page.of("script", "iframe", "object", "embed", "form", "foreignobject", "base")
@@ -256,7 +256,7 @@ def test_in_a_browser(hostile, tmp_path):
         frame.srcdoc = root.outerHTML.split("<iframe")[0];
         </script></body>"""
     dialogs = "<script>alert = () => document.title = 'ran'</script>"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', dialogs, run_page.page([hostile]))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', dialogs, run_page.render([hostile]))
     write(tmp_path / "page.html", text.replace("</body>", ours))
     shown = browse(tmp_path / "page.html", "--virtual-time-budget=3000", "--dump-dom")
     found = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", shown, re.DOTALL)[1]))
@@ -266,7 +266,7 @@ def test_in_a_browser(hostile, tmp_path):
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium")
 def test_screenshots_in_light_and_dark(tmp_path):
-    write(tmp_path / "page.html", run_page.page([made(tmp_path / "run")]))
+    write(tmp_path / "page.html", run_page.render([made(tmp_path / "run")]))
     for name, flags, low, high in (
         ("light", [], 200, 256),
         ("dark", ["--blink-settings=preferredColorScheme=0"], 0, 80),

@@ -275,14 +275,14 @@ def samplers(runs: list[Run]) -> str:
 
 
 def bits(runs: list[Run]) -> str:
-    figures, rows, columns = [], [], {}
+    charts, rows, columns = [], [], {}
     for run in runs:
         terms = {key: run.bpd[f"{key}_terms"] for key in BPD if key in run.bpd}
         columns |= {name: None for each in terms.values() for name in each if name != "offset"}
         for key in [key for key in ("nll", "nelbo") if key in terms] or list(terms):
             who = f" of {run.name}" if len(runs) > 1 else ""
             caption = f"{BPD[key]}{who}: {plus_minus(run.bpd, key)} bits/dim"
-            figures.append(
+            charts.append(
                 f"<figure><figcaption>{escape(caption)}</figcaption>{figures.waterfall(terms[key])}</figure>"
             )
     columns["offset"] = None  # last
@@ -292,7 +292,7 @@ def bits(runs: list[Run]) -> str:
             each = (number(run.bpd[f"{key}_terms"].get(name)) for name in columns)
             rows.append([f"{run.name}, {label}" if len(runs) > 1 else label, number(run.bpd[key]), *errors, *each])
     head = ["figure", "bits/dim", "± images", "± repeats", *columns]
-    return table("Each figure is the sum of its terms [bits/dim]", head, rows) + grid(*figures)
+    return table("Each figure is the sum of its terms [bits/dim]", head, rows) + grid(*charts)
 
 
 def quality(runs: list[Run]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from score_st.config import ConfigError, flatten
 from score_st.reporting import figures
-from score_st.reporting.html import SECTIONS, Run, shown, summary
+from score_st.reporting.sections import SECTIONS, Run, shown, summary
 from score_st.runtime.workdir import write_text
 
 
@@ -55,7 +55,7 @@ def subtitle(runs: list[Run]) -> str:
     return f"{c['dataset']} {c['image_size']}×{c['image_size']}×{c['num_channels']}, {c['sde']}, {law}"
 
 
-def page(workdirs: list[Path]) -> str:
+def render(workdirs: list[Path]) -> str:
     """The page, in ASCII; a section that can't be made is left out, with a note."""
     workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
     unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
@@ -78,7 +78,7 @@ def page(workdirs: list[Path]) -> str:
         parts.insert(1, f'<div class="notes" role="note"><ul>{items}</ul></div>')
     made = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
     versions = ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
-    template = string.Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    template = string.Template(Path(__file__).with_name("run.html").read_text("utf-8"))
     html = template.substitute(
         title=escape(" | ".join(run.name for run in runs)),
         subtitle=escape(subtitle(runs)),
@@ -92,12 +92,12 @@ def page(workdirs: list[Path]) -> str:
 def refresh(workdir: Path):
     """Writes report.html; never fails, since a training should not end with its report."""
     try:
-        write_text(workdir / "report.html", page([workdir]))
+        write_text(workdir / "report.html", render([workdir]))
     except Exception as error:
         print(f"warning: report.html was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def again(workdir: Path):
+def refresh_existing(workdir: Path):
     """A page that there is has the figures that have come in since; of process 0."""
     import jax
 
