@@ -154,7 +154,7 @@ def chart(panels: list[Panel], xlabel: str, x_log: bool = False) -> str:
                 if curve.band:
                     axes.fill_between(curve.x, *curve.band, color=style, alpha=0.15, linewidth=0)
             values = np.concatenate([curve.y for curve in panel.curves])
-            scale(axes.yaxis, panel.log and values.min() > 0, values)
+            scale(axes.yaxis, panel.log and bool(values.min() > 0), values)
             axes.set_ylabel(panel.label[:30])
             axes.grid(linewidth=0.6)
         scale(rows[-1].xaxis, x_log, np.concatenate([curve.x for panel in panels for curve in panel.curves]))
