@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from score_st.config import ConfigError
 from score_st.diffusion import samplers
-from score_st.evaluation import generation, resumable
+from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None):
     made = DiffusionModel.from_config(config)
     restored = checkpoints.open_for_reading(arguments.workdir, config, made, mesh, arguments.step)
     out, step = arguments.out or Path(arguments.workdir) / "samples", int(restored.step)
-    settings = {"seed": arguments.seed, "step": step, "weights_crc32": resumable.checksum(restored.ema)}
+    settings = {"seed": arguments.seed, "step": step, "weights_crc32": provenance.checksum(restored.ema)}
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim(out, settings)
     began = time.perf_counter()
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None):
         frames = few["frames"][: arguments.num].swapaxes(0, 1)
         image_grid.animation(frames, config.data.num_levels, out / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
-    write_text(out / "samples.json", json.dumps(about | resumable.provenance(), indent=1))
+    write_text(out / "samples.json", json.dumps(about | provenance.software(), indent=1))
     print(f"wrote {out}: {arguments.num} images, {nfe:.0f} evaluations each")
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.diffusion import samplers
-from score_st.evaluation import generation, resumable, sample_quality
+from score_st.evaluation import generation, provenance, runner, sample_quality
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid, page
 from score_st.runtime import cli, progress, sharding
@@ -138,16 +138,16 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None):
     restored = checkpoints.open_for_reading(workdir, config, made, mesh, arguments.step)
     about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
     about |= {"reference": arguments.reference} if arguments.reference else {}
-    asked = about | {"weights_crc32": resumable.checksum(restored.ema), "sampling": config.sampling.to_dict()}
-    book = resumable.Ledger(workdir / "eval/samplers.jsonl", asked)
+    asked = about | {"weights_crc32": provenance.checksum(restored.ema), "sampling": config.sampling.to_dict()}
+    results = runner.open_results(workdir / "eval/samplers.jsonl", asked)
     points, loop = {s: [] for s in grids}, progress.Loop("points", 0, len(variants), "points")
     for done, ((s, nfe), variant) in enumerate(variants.items(), 1):
         job = lambda variant=variant: point(variant, made, restored.ema, arguments.num, arguments.seed, distance, mesh)
-        points[s].append(book((s, nfe), job))
+        points[s].append(results((s, nfe), job))
         loop(done, f"{s}, {points[s][-1]['nfe']:.0f} evaluations: {name} {points[s][-1]['distance']:.2f}")
     numbers = {s: [{k: float(p[k]) for k in ("nfe", "distance")} for p in found] for s, found in points.items()}
-    if book.writes:
-        result = {"figure": name, "samplers": numbers, **asked, **resumable.provenance()}
+    if results.writes:
+        result = {"figure": name, "samplers": numbers, **asked, **provenance.software()}
         write_text(workdir / "eval/samplers.json", json.dumps(result, indent=1))
         show(points, name, config, workdir / "eval", f"{name} of {arguments.num} {config.data.dataset} samples")
         page.refresh_existing(workdir)

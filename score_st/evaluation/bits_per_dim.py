@@ -16,8 +16,9 @@ from score_st.config import ConfigError, choose
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, probability_flow, time_sampling
 from score_st.diffusion.sde import expand
-from score_st.evaluation import resumable
+from score_st.evaluation import provenance, runner
 from score_st.model import DiffusionModel
+from score_st.reporting import figures as plots
 from score_st.runtime import sharding
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
@@ -216,7 +217,7 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict:
     return figures
 
 
-def bits_per_dim(evaluation: Evaluation, run: resumable.Runner, section) -> dict:
+def bits_per_dim(evaluation: Evaluation, run: runner.ImageRunner, section) -> dict:
     """The figures of `eval/bpd.json` that are computed."""
     repeats: dict[str, list] = {}
 
@@ -259,7 +260,7 @@ def bits_per_dim(evaluation: Evaluation, run: resumable.Runner, section) -> dict
     return figures | seconds
 
 
-def by_time(evaluation: Evaluation, run: resumable.Runner, gradient_images: int) -> dict:
+def by_time(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: int) -> dict:
     """The loss ½‖σs + z‖² a dimension and its gradient over the images, at times evenly spread in log t.
 
     Returns:
@@ -274,11 +275,11 @@ def by_time(evaluation: Evaluation, run: resumable.Runner, gradient_images: int)
     for i, value in enumerate(t):
 
         def compute(i=i, value=value):
-            loss = run(f"loss{i}", loss_at, value, keep=False)["loss"]
+            loss = run(f"loss{i}", loss_at, value, store=False)["loss"]
             point = {"loss": loss.mean(), "std": loss.std()}
             return point | (gradient_at(params, *few, value, key) if gradient_images else {})
 
-        curve.append(run.ledger(("by_time", i), compute))
+        curve.append(run.results(("by_time", i), compute))
     weight = np.asarray(sde.diffusion2(t) / jnp.square(sde.sigma(t)), np.float64)
     result = {"t": t.tolist(), "weight": weight.tolist()}
     result |= {name: [float(point[name]) for point in curve] for name in curve[0]}
@@ -297,11 +298,11 @@ def evaluate(config, made: DiffusionModel, params, step: int, images: np.ndarray
         print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
     if section.lambda_ and first:
         print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
-    asked = {"config": config.to_dict(), "step": step, **resumable.provenance()}
+    asked = {"config": config.to_dict(), "step": step, **provenance.software()}
     with jax.default_matmul_precision("highest"):
-        sums = {"weights_crc32": resumable.checksum(params), "images_crc32": resumable.checksum(images)}
-        book = resumable.Ledger(workdir / "eval/bpd.jsonl", asked | sums)
-        run = resumable.Runner(params, images, section.batch_size, config.seed, book, mesh, section.group)
+        sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
+        results = runner.open_results(workdir / "eval/bpd.jsonl", asked | sums)
+        run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
         figures = bits_per_dim(evaluation, run, section)
         about = {
             "weights": "ema",
@@ -319,6 +320,6 @@ def evaluate(config, made: DiffusionModel, params, step: int, images: np.ndarray
         curve = by_time(evaluation, run, min(section.gradient_images, len(images)))
     if first:
         write_text(workdir / "eval/loss_by_time.json", json.dumps(curve))
-        figures.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
-        figures.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
+        plots.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
+        plots.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
     return result

@@ -10,10 +10,10 @@ import numpy as np
 
 from score_st.config import ConfigError, differences
 from score_st.diffusion import samplers
-from score_st.evaluation import resumable
+from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import progress
+from score_st.runtime import progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may do"
@@ -42,13 +42,13 @@ def generator(config, made: DiffusionModel, seed: int, frames: int = 1):
     return generate
 
 
-def runner(config, params, mesh) -> resumable.Runner:
+def runner(config, params, mesh) -> BatchRunner:
     """For `batches`: sampling.group images on each device at a time."""
     group = config.sampling.group
-    return resumable.Runner(params, np.empty(0), mesh.size * group, 0, None, mesh, group)
+    return BatchRunner(params, mesh.size * group, mesh, group)
 
 
-def batches(run: resumable.Runner, generate, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(run: BatchRunner, generate, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of images `first` ... `stop` - 1, piece by piece, by all devices.
 
     Image i is always computed with its neighbours of the same sampling.group, by the same program, so that its bits
@@ -108,7 +108,7 @@ def claim(out: Path, settings: dict):
         raise ConfigError(f"--out {out}: can't be used ({error}); name another folder") from error
 
 
-def shards(config, run: resumable.Runner, generate, num: int, out: Path) -> float:
+def shards(config, run: BatchRunner, generate, num: int, out: Path) -> float:
     """Writes `num` images to `out` in shards of sampling.batch_size images; what is there is kept.
 
     Returns:
@@ -116,25 +116,24 @@ def shards(config, run: resumable.Runner, generate, num: int, out: Path) -> floa
     """
     size, evaluations = config.sampling.batch_size, []
     loop = progress.Loop("samples", 0, num, "images", seconds=2)
+    drawn: set[int] = set()
+    results = resumable.JobFiles(out, "samples_{:07d}.npz", resumable.NPZ, writes=jax.process_index() == 0)
     for first in range(0, num, size):
-        path, stop = out / f"samples_{first:07d}.npz", min(first + size, num)
-        if path.exists():
-            nfe = np.load(path)["nfe"]
-            if len(nfe) >= stop - first:
-                evaluations.append(nfe[: stop - first])
-                loop.skip(stop)
-                continue
-        found, done = [], first
-        for piece in batches(run, generate, first, stop):
-            found.append(piece)
-            done += len(piece["nfe"])
-            loop(done, f"{piece['nfe'].mean():.0f} evaluations")
-        whole = {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
-        if jax.process_index() == 0:
-            temporary = path.with_name(f".{path.name}")
-            np.savez_compressed(temporary, **whole)
-            temporary.replace(path)
-        evaluations.append(whole["nfe"])
+        stop = min(first + size, num)
+
+        def compute(first=first, stop=stop):
+            parts, done = [], first
+            drawn.add(first)
+            for part in batches(run, generate, first, stop):
+                parts.append(part)
+                done += len(part["nfe"])
+                loop(done, f"{part['nfe'].mean():.0f} evaluations")
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        shard = results((first,), compute, valid=lambda stored, n=stop - first: len(stored["nfe"]) >= n)
+        evaluations.append(shard["nfe"][: stop - first])
+        if first not in drawn:
+            loop.skip(stop)
     return float(np.concatenate(evaluations).mean())
 
 

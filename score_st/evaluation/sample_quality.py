@@ -15,7 +15,7 @@ import rich.table
 
 from score_st.config import MEANING, ConfigError
 from score_st.data import pipeline
-from score_st.evaluation import efficientnet, inception, resumable
+from score_st.evaluation import efficientnet, inception, provenance
 from score_st.pytorch import file as torch_file
 from score_st.runtime import progress, sharding
 from score_st.runtime.workdir import check_same, write_text
@@ -273,7 +273,7 @@ def evaluate(arguments, mesh) -> dict:
     if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
         raise ConfigError(f"--metrics {arguments.metrics}: {least} images are too few; {LEAST} would do")
     params, digest = weights(module, arguments.weights)
-    sums = {"samples_crc32": resumable.checksum(images), "reference_crc32": resumable.checksum(reference)}
+    sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
     with jax.default_matmul_precision("highest"):
         of = functools.partial(extract, on_devices(module.Network(resizing), params, mesh), config.eval.batch_size)
         keep = [] if EACH.isdisjoint(metrics) else ["features"]
@@ -285,7 +285,7 @@ def evaluate(arguments, mesh) -> dict:
     said = lambda key: {**what, "reference": None} if key == "is" else what
     figures = {key: {"value": value, "std": std, **said(key)} for key, (value, std) in values.items()}
     sums = sums | {"samples": str(path), "weights": module.FILE, "weights_sha256": digest}
-    result = {"figures": figures, **sums, "config": config.to_dict(), **resumable.provenance()}
+    result = {"figures": figures, **sums, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
         write_text(workdir / "eval/quality.json", json.dumps(result, indent=2) + "\n")
         show(result, module.DIMENSION)

@@ -16,7 +16,7 @@ import pytest
 from support.commands import DIGITS, ROOT, SHORT, final_params, overrides, run, tiny
 
 from score_st import train
-from score_st.evaluation import bits_per_dim, generation, resumable
+from score_st.evaluation import bits_per_dim, generation, runner
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import loop
@@ -147,9 +147,8 @@ def test_devices_change_nothing(digits, tmp_path):
     for n, batch in ((1, 1), (2, 7), (8, 64)):
         mesh = sharding.mesh(devices=jax.devices()[:n])
         if n < 8:  # the adaptive solver takes long to compile, once for each device
-            run = resumable.Runner(
-                params, digits[:8], 8, 0, resumable.Ledger(tmp_path / f"{n}.jsonl", {}), mesh, group=1
-            )
+            stored = runner.open_results(tmp_path / f"{n}.jsonl", {})
+            run = runner.ImageRunner(params, digits[:8], 8, 0, stored, mesh, group=1)
             results.append(bits_per_dim.total(run("nll", nll)))
         pieces, drawing = [(i, min(i + batch, 18)) for i in range(0, 18, batch)], generation.runner(c, params, mesh)
         found = [piece["samples"] for ends in pieces for piece in generation.batches(drawing, generate, *ends)]

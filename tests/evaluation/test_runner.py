@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_st.evaluation import resumable
+from score_st.evaluation import provenance, runner
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (50, 2, 2, 1)).astype(np.uint8)
 
@@ -22,10 +22,9 @@ def figure(params, images, indices, key):
     return {"prior": params["w"] * jnp.mean(images, axis=(1, 2, 3)) + noise, "nfe": indices}
 
 
-def evaluate(path, settings, computed, stop=None):
+def evaluate(mesh, path, settings, computed, stop=None):
     """Three repeats over all images; `computed` counts batches, and `stop` is how many this run lives."""
-    book = resumable.Ledger(path, settings)
-    run = resumable.Runner({"w": jnp.float32(0.3)}, IMAGES, 8, 0, book, group=8)
+    run = runner.ImageRunner({"w": jnp.float32(0.3)}, IMAGES, 8, 0, runner.open_results(path, settings), mesh)
     compiled = jax.jit(figure)
 
     def counted(*arguments):
@@ -41,36 +40,38 @@ def same(a, b):
     return all(np.array_equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in ("prior", "nfe"))
 
 
-def test_killed_five_times_and_torn(tmp_path):
-    whole = evaluate(tmp_path / "whole.jsonl", {"step": 1}, [])
+def test_killed_five_times_and_torn(tmp_path, one_device):
+    whole = evaluate(one_device, tmp_path / "whole.jsonl", {"step": 1}, [])
     path, computed = tmp_path / "eval" / "bpd.jsonl", []
     for stop in np.cumsum(np.random.default_rng(1).integers(1, 5, 5)):
         with pytest.raises(Killed):
-            evaluate(path, {"step": 1}, computed, int(stop))
+            evaluate(one_device, path, {"step": 1}, computed, int(stop))
         with path.open("a") as file:  # the line that was being written
             file.write('{"job": ["nll", 0, 6], "seconds": 0.1, "result": {"prior": [1.0, 2')
-    assert same(evaluate(path, {"step": 1}, computed), whole)
+    assert same(evaluate(one_device, path, {"step": 1}, computed), whole)
     assert len(computed) == 21  # 7 batches, 3 repeats: none twice
-    evaluate(path, {"step": 1}, computed)
+    evaluate(one_device, path, {"step": 1}, computed)
     assert len(computed) == 21
     assert all(json.loads(line) for line in path.open())
 
 
-def test_lines_of_other_settings_are_not_mixed_in(tmp_path):
+def test_lines_of_other_settings_are_not_mixed_in(tmp_path, one_device):
     path, computed = tmp_path / "bpd.jsonl", []
-    evaluate(path, {"step": 1}, computed)
-    evaluate(path, {"step": 2}, computed)
+    evaluate(one_device, path, {"step": 1}, computed)
+    evaluate(one_device, path, {"step": 2}, computed)
     assert len(computed) == 42
     assert json.loads(path.open().readline()) == {"settings": {"step": 2}}
     path.write_text("no json\n")
-    evaluate(path, {"step": 2}, computed)
+    evaluate(one_device, path, {"step": 2}, computed)
     assert len(computed) == 63
 
 
 def test_checksum_and_provenance():
     tree = {"a": np.zeros(3, np.float32), "b": [np.ones(2, np.float32)]}
     other = {"a": np.zeros(3, np.float32), "b": [np.float32([1, 1.0000001])]}
-    assert resumable.checksum(tree) == resumable.checksum(jax.tree.map(jnp.asarray, tree)) != resumable.checksum(other)
-    made = resumable.provenance()
-    assert made["versions"]["jax"] == jax.__version__
-    assert made["git_revision"] is None or len(made["git_revision"].removesuffix("-dirty")) == 40
+    assert (
+        provenance.checksum(tree) == provenance.checksum(jax.tree.map(jnp.asarray, tree)) != provenance.checksum(other)
+    )
+    software = provenance.software()
+    assert software["versions"]["jax"] == jax.__version__
+    assert software["git_revision"] is None or len(software["git_revision"].removesuffix("-dirty")) == 40
