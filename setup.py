@@ -30,7 +30,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # configs/ lies in the package once it is installed; in a checkout it is found where it is
+    # configs/ is installed inside the package; a checkout has it at the top
     packages=find_packages(include=["score_st", "score_st.*"]) + [f"score_st.{name}" for name in CONFIGS],
     package_dir={"score_st.configs": "configs"},
     package_data={"score_st": ["py.typed", "reporting/*.html"]},

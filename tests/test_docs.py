@@ -1,4 +1,4 @@
-"""README and docs/: links, code, and commands that exist as they are written."""
+"""README and docs/: links, names, code, and commands that exist as they are written."""
 
 import importlib
 import os
@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from support.commands import TINY
 
-from score_st import plan
+from score_st import config
 from score_st.runtime import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = {"data": "prepare"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "score_st|docs|tests|configs|launch|colab"
+DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -24,20 +26,51 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """All commands of the shell blocks as words, comments left out."""
+    """All commands of the shell blocks as words, without comments."""
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     parts = (part for line in lines for part in re.split(r"\s&&\s", line))
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links(page):
-    """Relative links lead to files, and to headings of their page."""
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
-    named = re.findall(r"`((?:docs|tests|configs|launch|colab)/[\w/.]+\.\w+)`", page.read_text())
-    assert not [name for name in named if not (ROOT / name).exists()]
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or a chain of attributes of one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[end:]:
+                value = getattr(value, part)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+@EVERY_PAGE
+def test_links_and_paths(page):
+    """Relative links and paths in backticks lead to files and folders."""
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+    paths = re.findall(rf"`((?:{FOLDERS})/[^`\s*]*)`", text)
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@EVERY_PAGE
+def test_names(page):
+    """Every dotted name of the package exists."""
+    names = set(re.findall(r"\bscore_st(?:\.[A-Za-z_]\w*)+", page.read_text()))
+    assert not [name for name in sorted(names) if not exists(name)]
+
+
+@EVERY_PAGE
+def test_american_spelling(page):
+    stems = r"quantis|timis|tialis|metris|ormalis|cretis|ecognis|colour|centre|labell|grey\b"
+    words = re.findall(rf"\b\w*(?:{stems})\w*", page.read_text())
+    assert set(words) <= {"colourise"}  # the name of a task
 
 
 @pytest.mark.parametrize("page", ["extend.md", "data.md"])
@@ -50,41 +83,45 @@ def test_code(page):
     assert code
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def check(words: list[str]) -> None:
+    """One of our commands, by its own parser, with a configuration that loads as it is changed."""
+    module = "score_st.data.__main__" if words[2] == "score_st.data" else words[2]
+    changes, rest = cli.overrides([DIGITS if word == "C" else word for word in words[3:]])
+    arguments = importlib.import_module(module).parser().parse_args(rest)
+    files = getattr(arguments, "config", [])
+    for file in [files] if isinstance(files, str) else files:
+        config.load(file, changes)
+
+
+def dry_run(words: list[str]) -> None:
+    """A launcher, which only prints."""
+    at = 2 if words[1:2] and not words[1].startswith("-") else 1
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", *words[:at], "--dry-run", *words[at:]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@EVERY_PAGE
 def test_commands(page, monkeypatch):
-    """Each is taken by the command's own parser with its configuration, or by a launcher that only prints."""
-    found = commands(page)
-    original = cli.parse
-
-    def parse(*arguments):
-        original(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "parse", parse)
-    monkeypatch.setattr(plan.tpu, "topology", lambda name: name)  # that takes the TPU's compiler
-    monkeypatch.setattr(plan, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.chdir(ROOT)
-    for words in found:
-        words = [DIGITS if word == "C" else word for word in words]
+    for words in commands(page):
         if words[:2] == ["python", "-m"]:
-            name = words[2].removeprefix("score_st.")
-            if name == "report":
-                continue
-            with pytest.raises(KeyboardInterrupt):
-                importlib.import_module(f"score_st.{MODULES.get(name, name)}").main(words[3:])
+            check(words)
         elif words[0].startswith("launch/"):
-            at = 2 if words[1:2] and not words[1].startswith("-") else 1
-            environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            shown = subprocess.run(
-                ["bash", *words[:at], "--dry-run", *words[at:]], capture_output=True, text=True, env=environment
-            )
-            assert shown.returncode == 0 and shown.stdout, shown.stderr
+            dry_run(words)
         else:
-            assert words[0] in ("pip", "pytest", "ruff", "mypy", "mkdocs"), words
-    assert found or page.name in ("index.md", "mathematics.md", "extend.md", "api.md", "python.md", "plans.md")
+            assert words[0] in ("pip", "pytest", "ruff", "mypy", "lint-imports", "mkdocs"), words
 
 
-DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+def test_pages_have_commands():
+    without = {page.name for page in PAGES if not commands(page)}
+    assert without == {
+        *("CHANGELOG.md", "api.md", "departures.md", "extend.md", "index.md", "layout.md", "mathematics.md"),
+        *("plans.md", "python.md", "results.md"),
+    }
+
+
 QUICK = TINY | {"training.n_iters": "20", "training.snapshot_freq": "20", "training.log_freq": "10"}
 QUICK |= {"optim.warmup": "2", "eval.rtol": "1e-2", "eval.atol": "1e-2", "sampling.rtol": "1e-2"}
 QUICK |= {"sampling.atol": "1e-2", "sampling.batch_size": "32", "eval.gradient_images": "0", "eval.batch_size": "104"}
@@ -92,21 +129,25 @@ QUICK |= {"sampling.atol": "1e-2", "sampling.batch_size": "32", "eval.gradient_i
 
 @pytest.mark.slow
 def test_the_readme_in_order(tmp_path):
-    """Every command of the README that needs nothing but the digits, in a folder of its own, with a tiny network."""
+    """The README's commands and those of the pages on sampling and quality that need nothing but the digits.
+
+    They run in a folder of their own, with a tiny network.
+    """
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     changes = [f"--config.{key}={value}" for key, value in QUICK.items()]
-    run = 0
-    for words in commands(ROOT / "README.md"):
-        ours = words[:2] == ["python", "-m"]
-        if not ours or not (DIGITS in words or words[2] == "score_st.report"):
+    pages = (ROOT / "README.md", ROOT / "docs/sampling.md", ROOT / "docs/quality.md")
+    runs = 0
+    for words in (words for page in pages for words in commands(page)):
+        report = words[:3] == ["python", "-m", "score_st.report"]
+        if not report and (words[:2] != ["python", "-m"] or DIGITS not in words):
             continue
         words = [sys.executable, *words[1:]]
         if "--num" in words:
             words[words.index("--num") + 1] = "16"
-        changed = [] if "score_st.report" in words else changes
-        changed = changed + (["--nfe", "3", "--samplers", "ddim"] if "score_st.sweep" in words else [])
-        done = subprocess.run([*words, *changed], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        words += [] if report else changes
+        words += ["--nfe", "3", "--samplers", "ddim"] if "score_st.sweep" in words else []
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stderr)
-        run += 1
-    assert run >= 10 and (tmp_path / "runs/digits/report.html").exists()
+        runs += 1
+    assert runs >= 11 and (tmp_path / "runs/digits/report.html").exists()
