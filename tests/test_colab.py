@@ -1,4 +1,4 @@
-"""The notebooks: as they are committed, and executed from top to bottom."""
+"""The notebooks, as committed and when executed from top to bottom."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("quickstart", "pretrained")
-# smaller than what the notebooks ask for; the checkpoint is the official one of the converter's tests
+# smaller settings than those in the notebooks, and the official checkpoint of the converter's tests
 SMALL = {
     "quickstart": "STEPS, WIDTH, TEST_IMAGES = 12, 8, 8",
     "pretrained": 'CHECKPOINT, CONFIG, IMAGES = "official.pth", "vp/CIFAR10/ddpmpp_nll_st", 4\n'
@@ -25,17 +25,17 @@ SMALL = {
 }
 
 
-def read(name: str):
+def read(name: str) -> tuple[nbformat.NotebookNode, list]:
+    """The notebook, and its code cells."""
     notebook = nbformat.read(ROOT / f"colab/{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def pictures(cells) -> list[np.ndarray]:
-    found = [
-        output.data["image/png"] for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})
-    ]
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in found]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    files = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+    return [np.asarray(Image.open(io.BytesIO(file))) for file in files]
 
 
 def printed(cells) -> str:
@@ -44,7 +44,7 @@ def printed(cells) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_with_the_outputs_of_a_run(name):
-    """Run in order, without an error, with pictures that show something, and no path of the machine."""
+    """The cells ran in order and without errors, their pictures show something, and no output names a local path."""
     notebook, cells = read(name)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     kinds = {output.output_type for cell in cells for output in cell.outputs}
