@@ -29,7 +29,7 @@ def known(made, x, mask, grey: bool):
     """What is kept of x [B, H, W, C]: the pixels of the mask on middle grey, or the grey values."""
     if grey:
         return jnp.broadcast_to(jnp.mean(x, axis=-1, keepdims=True), x.shape)
-    return jnp.where(mask > 0, x, made.scaler.centre)
+    return jnp.where(mask > 0, x, made.scaler.center)
 
 
 def complete(config, made: DiffusionModel, params, x, seed: int, grey: bool):

@@ -1,18 +1,21 @@
-"""`python -m score_st.data`: reads a data set once, and says what is in it and how fast it is."""
+"""`python -m score_st.data`: reads a data set once and reports what is in it and how fast it is read."""
 
 import collections
 import json
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
-from score_st.data import images as pictures
+from score_st.data.images import LazyImages, remarks
 from score_st.reporting import image_grid
 from score_st.runtime import cli, progress
 from score_st.runtime.workdir import write_text
@@ -25,15 +28,19 @@ EXAMPLES = """\
   python -m score_st.data --config mine.py --config.data.dataset=FOLDER --config.data.dir=photographs"""
 
 
-def survey(images: np.ndarray | pictures.Encoded, label: str) -> dict:
-    """Counts, statistics by channel, remarks and CRC-32 of all images uint8 [N, H, W, C] in order, with progress.
+def survey(images: UInt8[np.ndarray, "N H W C"] | LazyImages, label: str) -> dict[str, Any]:
+    """Reads all images in order and returns counts, statistics by channel, remarks and their CRC-32.
+
+    Args:
+      images: those of a split.
+      label: their name in the progress and in errors.
 
     Raises:
-      ConfigError: some can't be read; it says how many, and names three.
+      ConfigError: some images are broken; the message counts them and names three.
     """
-    began, crc = time.perf_counter(), 0
+    start, crc = time.perf_counter(), 0
     histogram = np.zeros((images.shape[3], 256), np.int64)
-    seen, remarks, broken = set(), collections.Counter(), []
+    hashes, counts, broken = set(), collections.Counter[str](), []
     loop = progress.Loop(label, 0, len(images), "images", seconds=2)
     for i in range(len(images)):
         loop(i)
@@ -43,10 +50,10 @@ def survey(images: np.ndarray | pictures.Encoded, label: str) -> dict:
             broken.append(str(error))
             continue
         crc = zlib.crc32(image.tobytes(), crc)
-        seen.add(hash(image.tobytes()))
+        hashes.add(hash(image.tobytes()))
         histogram += [np.bincount(channel, minlength=256) for channel in image.reshape(-1, len(histogram)).T]
-        if isinstance(images, pictures.Encoded):
-            remarks.update(pictures.remarks(images.read(i), images.shape[1]))
+        if isinstance(images, LazyImages):
+            counts.update(remarks(images.read(i), images.shape[1]))
     loop(len(images))
     if broken:
         raise ConfigError(f"{len(broken)} of {len(images)} images of {label} are broken: {'; '.join(broken[:3])}")
@@ -60,14 +67,16 @@ def survey(images: np.ndarray | pictures.Encoded, label: str) -> dict:
         "min": int(present[0]),
         "max": int(present[-1]),
         "crc32": f"{crc:08x}",
-        "repeated": len(images) - len(seen),
-        "remarks": dict(remarks),
-        "seconds": round(time.perf_counter() - began, 2),
+        "repeated": len(images) - len(hashes),
+        "remarks": dict(counts),
+        "seconds": round(time.perf_counter() - start, 2),
     }
 
 
-def shown(config, images, count: int = 64) -> np.ndarray:
-    """The first examples uint8 [count, H, W, C] as the network gets them: flipped, dequantised, values 0 to 255."""
+def preview(
+    config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages, count: int = 64
+) -> UInt8[np.ndarray, "count H W C"]:
+    """Returns the first training examples as the network gets them: flipped and dequantized, on a scale of 0 to 255."""
     keys = jax.random.split(jax.random.key(config.seed))
     batch = jnp.asarray(pipeline.Stream(images, count, config.seed).batch(0))
     batch = preprocessing.random_flip(batch, keys[0]) if config.data.random_flip else batch
@@ -75,40 +84,52 @@ def shown(config, images, count: int = 64) -> np.ndarray:
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)
 
 
-def decoded(config, split: str, images: np.ndarray | pictures.Encoded) -> np.ndarray:
-    """The prepared copy of encoded images, made if need be; other images as they are."""
-    if not isinstance(images, pictures.Encoded):
+def prepare(
+    config: ConfigDict, split: str, images: UInt8[np.ndarray, "N H W C"] | LazyImages
+) -> UInt8[np.ndarray, "N H W C"]:
+    """Returns the prepared copy of lazy images, written first if there is none; arrays are returned as they are."""
+    if not isinstance(images, LazyImages):
         return images
     try:
-        decoded_cache.make(config, split, images)
+        decoded_cache.write_copy(config, split, images)
     except ConfigError:
-        survey(images, split)  # if images are broken, it counts and names them
+        survey(images, split)  # if images are broken, its error counts and names them
         raise
-    return decoded_cache.opened(config, split)
+    return np.asanyarray(decoded_cache.open_copy(config, split))
 
 
-def main(argv: list[str] | None = None):
-    parser = cli.parser("data", "Reads a data set: statistics, speed, a picture.", EXAMPLES, workdir=".")
+def reading_speed(config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages) -> float:
+    """Returns images per second, read as training reads them: two to 50 batches of the stream."""
+    size, start = config.training.batch_size, time.perf_counter()
+    stream = pipeline.Stream(images, size, config.seed, threads=config.data.num_threads)
+    count = sum(map(len, stream.batches(0, max(2, min(50, len(images) // size)))))
+    return round(count / (time.perf_counter() - start), 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+      ConfigError: the data set can't be read, or the results can't be written.
+    """
+    parser = cli.parser("data", "Reads a data set: statistics, speed, a picture of examples.", EXAMPLES, workdir=".")
     arguments = cli.parse(parser, argv)
     config, out = arguments.config, Path(arguments.workdir) / f"data_{arguments.config.data.dataset}"
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
-        images = {split: decoded(config, split, array) for split, array in images.items()}
-    result = {split: survey(array, split) for split, array in images.items()}
-    batch, began = config.training.batch_size, time.perf_counter()
-    stream = pipeline.Stream(images["train"], batch, config.seed, threads=config.data.num_threads)
-    read = sum(map(len, stream.batches(0, max(2, min(50, len(images["train"]) // batch)))))
-    result["images_per_second"] = round(read / (time.perf_counter() - began), 1)
+        images = {split: prepare(config, split, images[split]) for split in images}
+    surveys = {split: survey(images[split], split) for split in images}
+    speed = reading_speed(config, images["train"])
     if jax.process_index():
         return
     try:
-        image_grid.grid(shown(config, images["train"]), 256, out.with_suffix(".png"))
-        write_text(out.with_suffix(".json"), json.dumps(result, indent=1))
+        image_grid.grid(preview(config, images["train"]), 256, out.with_suffix(".png"))
+        write_text(out.with_suffix(".json"), json.dumps(surveys | {"images_per_second": speed}, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error
-    for split in images:
-        print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in result[split].items()))
-    print(f"{result['images_per_second']} images/s in batches of {batch}; wrote {out}.png and {out}.json")
+    for split, figures in surveys.items():
+        print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {out}.png and {out}.json")
 
 
 if __name__ == "__main__":

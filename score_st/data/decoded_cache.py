@@ -1,4 +1,4 @@
-"""data.prepared: images of a data set decoded once, in files that are mapped into memory when they are read."""
+"""data.prepared: a copy of a data set's images, decoded once, in files that are mapped into memory when read."""
 
 import json
 import zlib
@@ -6,62 +6,76 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from score_st.array_types import UInt8
 from score_st.config import ConfigError
-from score_st.data import images as pictures
+from score_st.data.images import LazyImages
 from score_st.runtime import progress
 from score_st.runtime.workdir import write_text
 
-CHUNK = 256  # images between two entries of how far it is
-MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")
+CHUNK = 256  # images written between two entries of the progress file
+MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")  # keys the copy depends on
 
 
-def place(config, split: str) -> Path:
-    """Of the copy, without .npy and .json."""
+def copy_path(config: ConfigDict, split: str) -> Path:
+    """Returns the path of the copy without its suffixes, .npy and .json."""
     data = config.data
     name = "_".join(filter(None, (data.dataset, data.category, split, f"{data.image_size}x{data.num_channels}")))
     return Path(data.prepared) / name
 
 
-def opened(config, split: str) -> np.ndarray | None:
-    """The finished copy uint8 [N, H, W, C], or None; raises ConfigError where it is of other settings or damaged."""
-    path = place(config, split)
+def open_copy(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | None:
+    """Returns the finished copy, mapped into memory, or None.
+
+    Raises:
+      ConfigError: the copy is damaged, or of other settings.
+    """
+    path = copy_path(config, split)
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the prepared copy is damaged ({error}); delete it to make it again") from error
-    asked = {key: config.data[key] for key in MEANING}
-    if about["settings"] != asked or list(images.shape) != about["shape"]:
-        raise ConfigError(f"{path}: is of {about['settings']}, {about['shape']}; name another data.prepared")
+        raise ConfigError(f"{path}: the prepared copy is damaged ({error}); delete it to have it made again") from error
+    settings = {key: config.data[key] for key in MEANING}
+    if about["settings"] != settings or list(images.shape) != about["shape"]:
+        raise ConfigError(
+            f"{path}: was prepared with {about['settings']}, {about['shape']}; name another data.prepared"
+        )
     return images
 
 
-def make(config, split: str, images: pictures.Encoded):
-    """Writes the copy; one that was broken off is gone on with from where it was.
+def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: int = CHUNK) -> None:
+    """Writes the copy; resumes one that was interrupted.
+
+    Args:
+      config: its data.prepared is the folder.
+      split: the name of the split.
+      images: all images of the split.
+      chunk_size: after how many images the progress is recorded.
 
     Raises:
       ConfigError: an image is broken, or the files can't be written.
     """
-    path, settings = place(config, split), {key: config.data[key] for key in MEANING}
+    path, settings = copy_path(config, split), {key: config.data[key] for key in MEANING}
     part, note = path.with_suffix(".part"), path.with_suffix(".part.json")
-    about = {"settings": settings, "shape": list(images.shape), "done": 0, "crc32": 0}
+    about: dict = {"settings": settings, "shape": list(images.shape), "done": 0, "crc32": 0}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if part.exists() and note.exists():
-            found = json.loads(note.read_text())
-            about = found if {**found, "done": 0, "crc32": 0} == about else about
+            before = json.loads(note.read_text())
+            about = before if {**before, "done": 0, "crc32": 0} == about else about
         mode = "r+" if about["done"] else "w+"
         copy = np.lib.format.open_memmap(part, mode, None if about["done"] else np.uint8, images.shape)
         loop = progress.Loop(f"preparing {split}", about["done"], len(images), "images", seconds=2)
         with ThreadPoolExecutor(max(config.data.num_threads, 1)) as pool:
             while (first := about["done"]) < len(images):
-                chunk = np.stack(list(pool.map(images.image, range(first, min(first + CHUNK, len(images))))))
+                chunk = np.stack(list(pool.map(images.image, range(first, min(first + chunk_size, len(images))))))
                 copy[first : first + len(chunk)] = chunk
                 copy.flush()
-                about |= {"done": first + len(chunk), "crc32": zlib.crc32(chunk, about["crc32"])}
+                about |= {"done": first + len(chunk), "crc32": zlib.crc32(chunk.data, about["crc32"])}
                 write_text(note, json.dumps(about))
                 loop(about["done"])
         part.replace(path.with_suffix(".npy"))

@@ -1,65 +1,60 @@
-"""Pictures from their files: decoded and resized as the official code does, when they are read; and to files.
+"""Images from encoded files: decoded, cropped and resized as the official code does, at once or when they are read.
 
-`resize` takes the steps of TensorFlow's `tf.image.resize(antialias=True)` in their order and precision, so that its
-results are the same bits; Pillow's own resizing is what torchvision calls.
+`resize` takes the steps of TensorFlow's `tf.image.resize(antialias=True)` in the same order and precision, so that its
+results have the same bits. Pillow's resizing is what torchvision calls.
 """
 
-import contextlib
 import dataclasses
 import functools
 import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from score_st.array_types import Bool, Float, Shaped, UInt8
 from score_st.config import ConfigError
+from score_st.data.files import reading
 
-MODES = {1: "L", 3: "RGB"}  # by number of channels
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
 
-def _keys_cubic(x):
-    """Keys 1981 with a = -1/2, of distances x >= 0, in their precision."""
+def _keys_cubic(x: np.ndarray) -> np.ndarray:
+    """Returns the cubic kernel of Keys (1981) with a = -1/2 at distances x >= 0, in the precision of x."""
     near = ((1.5 * x - 2.5) * x) * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-KERNELS = {"bilinear": (1, lambda x: np.maximum(1 - x, 0)), "bicubic": (2, _keys_cubic)}  # radius, function
-
-
-@contextlib.contextmanager
-def reading(name):
-    """Turns whatever decoders and readers raise, which is anything, into a ConfigError that begins with `name`."""
-    try:
-        yield
-    except (ConfigError, ImportError):
-        raise
-    except Exception as error:
-        raise ConfigError(f"{name}: can't be read ({' '.join(str(error).split())})") from error
+KERNELS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {  # radius, function of the distance
+    "bilinear": (1, lambda x: np.maximum(1 - x, 0)),
+    "bicubic": (2, _keys_cubic),
+}
 
 
 @functools.cache
-def _spans(kernel: str, before: int, after: int):
-    """Of each output pixel: the first input pixel [after] and the weights float32 [after, taps] from there on."""
+def _spans(kernel: str, before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each output pixel's first input pixel [after] and the float32 weights [after, taps] from there on."""
     radius, function = KERNELS[kernel]
     inverse = 1 / (np.float32(after) / np.float32(before))
     widened = np.maximum(inverse, np.float32(1))
-    centre = (np.arange(after, dtype=np.float32) + np.float32(0.5)) * inverse
+    center = (np.arange(after, dtype=np.float32) + np.float32(0.5)) * inverse
     reach, half = radius * widened, np.float32(0.5)
-    first = np.clip(np.ceil(centre - reach - half).astype(int), 0, before - 1)
-    last = np.clip(np.floor(centre + reach - half).astype(int), 0, before - 1)
+    first = np.clip(np.ceil(center - reach - half).astype(int), 0, before - 1)
+    last = np.clip(np.floor(center + reach - half).astype(int), 0, before - 1)
     index = first[:, None] + np.arange((last - first).max() + 1)
-    distance = np.abs((index.astype(np.float32) + half - centre[:, None]) * (1 / widened))
+    distance = np.abs((index.astype(np.float32) + half - center[:, None]) * (1 / widened))
     weights = np.where(index <= last[:, None], function(distance), np.float32(0))
     total = np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]  # one by one, unlike sum
     return first, weights * (1 / total)
 
 
-def resize(image: np.ndarray, size: int, kernel: str) -> np.ndarray:
-    """Float32 [size, size, C] of an image [H, W, C], with antialiasing; bicubic overshoots."""
+def resize(image: Shaped[np.ndarray, "H W C"], size: int, kernel: str) -> Float[np.ndarray, "size size C"]:
+    """Resizes an image with antialiasing, to float32; the kernel "bicubic" overshoots the range of the input."""
     for _ in range(2):  # rows, then columns
         first, weights = _spans(kernel, len(image), size)
         out = np.zeros((size, *image.shape[1:]), np.float32)
@@ -69,17 +64,17 @@ def resize(image: np.ndarray, size: int, kernel: str) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def picture(content: bytes, channels: int) -> Image.Image:
-    """The image in an encoded file, upright, grey or RGB; on white where it is transparent, 16 bits cut to 8.
+def decode_image(content: bytes, channels: int) -> Image.Image:
+    """Decodes an image file to 8 bits a channel, gray or RGB, upright by its EXIF, on white where it is transparent.
 
     Raises:
-      Exception: what Pillow raises for a broken file, and ValueError for more than 16 bits a channel.
+      Exception: anything that Pillow raises for a broken file; ValueError for more than 16 bits a channel.
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
-        raise ValueError("no picture of a format that Pillow knows") from error
+        raise ValueError("not an image of a format that Pillow reads") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -89,46 +84,53 @@ def picture(content: bytes, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def as_tensorflow(content: bytes, channels: int) -> Image.Image:
-    """The image as the official code decodes it: JPEG by the fast DCT, up to 7 levels off, and not turned by EXIF."""
+def decode_as_tensorflow(content: bytes, channels: int) -> Image.Image:
+    """Decodes an image file as the official code does: JPEG by the fast DCT, which ignores EXIF.
+
+    The fast DCT is up to 7 levels off the accurate one.
+    """
     if content[:2] != b"\xff\xd8":
-        return picture(content, channels)
+        return decode_image(content, channels)
     import simplejpeg
 
     return Image.fromarray(simplejpeg.decode_jpeg(content, "RGB", fastdct=True)).convert(MODES[channels])
 
 
 def remarks(content: bytes, size: int) -> list[str]:
-    """What is uncommon in an encoded file, from its header; nothing for what is no picture by itself."""
+    """Lists what is unusual about an image file by its header; empty for content that is not an image file."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            found = {
+            unusual = {
                 f"of mode {image.mode}": image.mode != "RGB",
                 "turned by EXIF": image.getexif().get(0x0112, 1) != 1,
                 f"smaller than {size} pixels": min(image.size) < size,
                 "of several frames": getattr(image, "n_frames", 1) > 1,
             }
-    except Exception:  # decoding says what is wrong
+    except Exception:  # decoding will say what is wrong
         return []
-    return [remark for remark, holds in found.items() if holds]
+    return [remark for remark, applies in unusual.items() if applies]
 
 
-def square(image: Image.Image) -> tuple[int, int, int, int]:
-    """The box of the largest central square."""
+def central_square(image: Image.Image) -> tuple[int, int, int, int]:
+    """Returns the box (left, top, right, bottom) of the largest central square."""
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     return left, top, left + side, top + side
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, C]: the central square, by Lanczos's filter; an image of that size as it is."""
+def resize_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size C"]:
+    """Resizes the central square by Lanczos's filter; an image that has the size already stays as it is."""
     if image.size != (size, size):
-        image = image.resize((size, size), Image.LANCZOS, box=square(image))
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=central_square(image))
     return np.asarray(image).reshape(size, size, -1)
 
 
-def celeba(image: Image.Image, size: int) -> np.ndarray:
-    """The official crop of 140 and bilinear resize, rounded to uint8 [size, size, C], which it officially is not."""
+def resize_celeba(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size C"]:
+    """Crops to the central 140x140 and resizes bilinearly as the official code does, then rounds, which it does not.
+
+    Raises:
+      ValueError: the image is smaller than 140 pixels.
+    """
     left, top = ((length - 140) // 2 for length in image.size)
     if min(left, top) < 0:
         raise ValueError(f"{image.width}x{image.height}; should be 140 or more")
@@ -136,41 +138,51 @@ def celeba(image: Image.Image, size: int) -> np.ndarray:
     return np.rint(resize(unit.reshape(140, 140, -1), size, "bilinear") * 255).astype(np.uint8)
 
 
-def lsun(image: Image.Image, size: int) -> np.ndarray:
-    """The official central square and bicubic resize, cut to uint8 [size, size, C]; overshoots end at 0 and 255."""
-    pixels = np.asarray(image.crop(square(image)))
+def resize_lsun(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size C"]:
+    """Resizes the central square bicubically as the official code does: clipped to 0 ... 255, then truncated."""
+    pixels = np.asarray(image.crop(central_square(image)))
     return np.clip(resize(pixels.reshape(*pixels.shape[:2], -1), size, "bicubic"), 0, 255).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoded:
-    """Images like an array uint8 [N, H, W, C], decoded when they are read, and kept where there is room.
+class LazyImages:
+    """Encoded images that are indexed like an array uint8 [N, H, W, C] and decoded when they are read.
+
+    Any thread may read them. Once decoded, they are kept if there is room for all of them.
 
     Attributes:
-      read, name: from an image's number to its bytes, and to what errors call it; any thread may call them.
-      decode: from bytes to uint8 [H, W, C].
-      kept, done: room for all images, or for none, and whether each is there.
+      shape: (N, H, W, C).
+      read: from the number of an image to its encoded bytes.
+      name: from the number of an image to its name in errors.
+      decode: from encoded bytes to uint8 [H, W, C].
+      kept: room for all decoded images, or for none.
+      is_kept: whether image i is in `kept`.
     """
 
     shape: tuple[int, ...]
     read: Callable[[int], bytes]
     name: Callable[[int], str]
     decode: Callable[[bytes], np.ndarray]
-    kept: np.ndarray
-    done: np.ndarray
-    dtype = np.dtype(np.uint8)
-    ndim = 4
+    kept: UInt8[np.ndarray, "K H W C"]
+    is_kept: Bool[np.ndarray, " N"]
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    ndim: ClassVar[int] = 4
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Returns N."""
         return self.shape[0]
 
     def max(self) -> int:
-        """The largest value that encoded images may have."""
+        """Returns the largest value that an encoded image can have."""
         return 255
 
-    def image(self, number: int) -> np.ndarray:
-        """uint8 [H, W, C]; raises ConfigError with the file's name where it is broken, gone or of another size."""
-        if self.done[number]:
+    def image(self, number: int) -> UInt8[np.ndarray, "H W C"]:
+        """Returns one decoded image.
+
+        Raises:
+          ConfigError: with the file's name, where it is broken, missing or of another size.
+        """
+        if self.is_kept[number]:
             return self.kept[number]
         with reading(repr(self.name(number))):
             image = self.decode(self.read(number))
@@ -178,51 +190,80 @@ class Encoded:
                 raise ValueError(f"is {list(image.shape)}; should be {list(self.shape[1:])} as config.data says")
         if len(self.kept):
             self.kept[number] = image
-            self.done[number] = True
+            self.is_kept[number] = True
         return image
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> UInt8[np.ndarray, "..."]:
+        """Returns one image, or a stack of those that NumPy's indexing of the first axis selects."""
         numbers = np.arange(len(self))[index]
         if numbers.ndim == 0:
             return self.image(int(numbers))
         return np.stack([self.image(i) for i in numbers.tolist()]) if len(numbers) else self.kept[:0]
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "N H W C"]:
+        """Decodes all images, for `np.asarray`."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def encoded(config, count: int, read: Callable, name: Callable, decode: Callable) -> Encoded:
-    """Images with the size of config.data; they are kept if all of them take no more than data.memory_gb."""
+def lazy_images(
+    config: ConfigDict,
+    count: int,
+    read: Callable[[int], bytes],
+    name: Callable[[int], str],
+    decode: Callable[[bytes], np.ndarray],
+) -> LazyImages:
+    """Returns lazy images of the size of config.data, kept if all of them take no more than data.memory_gb.
+
+    Args:
+      config: the whole configuration.
+      count: number of images.
+      read: from the number of an image to its encoded bytes.
+      name: from the number of an image to its name in errors.
+      decode: from encoded bytes to uint8 [H, W, C].
+
+    Raises:
+      ConfigError: there are no images, or data.num_channels is neither 1 nor 3.
+    """
     size, channels = config.data.image_size, config.data.num_channels
     if channels not in MODES:
         raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
     if not count:
         raise ConfigError(f"config.data.dir={config.data.dir!r}: no images there")
     shape = count, size, size, channels
-    kept = np.empty(shape if math.prod(shape) <= config.data.memory_gb * 1e9 else (0, *shape[1:]), np.uint8)
-    return Encoded(shape, read, name, decode, kept, np.zeros(count, bool))
+    has_room = math.prod(shape) <= config.data.memory_gb * 1e9
+    kept = np.empty(shape if has_room else (0, *shape[1:]), np.uint8)
+    return LazyImages(shape, read, name, decode, kept, np.zeros(count, bool))
 
 
-def decoder(config, arrange: Callable, opened: Callable = picture) -> Callable:
-    """From an encoded file to `arrange(opened(file, num_channels), image_size)`."""
+def decoder(
+    config: ConfigDict,
+    arrange: Callable[[Image.Image, int], np.ndarray],
+    decode: Callable[[bytes, int], Image.Image] = decode_image,
+) -> Callable[[bytes], np.ndarray]:
+    """Returns the function from encoded bytes to `arrange(decode(bytes, num_channels), image_size)`."""
     size, channels = config.data.image_size, config.data.num_channels
-    return lambda content: arrange(opened(content, channels), size)
+    return lambda content: arrange(decode(content, channels), size)
 
 
-def of_files(config, root: Path, names: list[str], decode: Callable) -> Encoded:
-    """Images of encoded files."""
+def lazy_files(config: ConfigDict, root: Path, names: list[str], decode: Callable[[bytes], np.ndarray]) -> LazyImages:
+    """Returns the images of encoded files below `root`."""
     read = lambda i: (root / names[i]).read_bytes()
-    return encoded(config, len(names), read, lambda i: str(root / names[i]), decode)
+    return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode)
 
 
-def of_parts(config, paths: list[Path], parts: list[tuple], decode: Callable) -> Encoded:
-    """Images of parts (number of the path, offset, size) of files."""
-    parts = np.array(parts, np.int64).reshape(-1, 3)
+def lazy_parts(
+    config: ConfigDict,
+    paths: list[Path],
+    parts: list[tuple[int, int, int]],
+    decode: Callable[[bytes], np.ndarray],
+) -> LazyImages:
+    """Returns the images that are parts of files, each given by (number of its path, offset, size)."""
+    table = np.array(parts, np.int64).reshape(-1, 3)
 
-    def read(i):
-        path, offset, size = parts[i].tolist()
+    def read(i: int) -> bytes:
+        path, offset, size = table[i].tolist()
         with paths[path].open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
-    return encoded(config, len(parts), read, lambda i: f"{paths[parts[i, 0]]}, image {i}", decode)
+    return lazy_images(config, len(table), read, lambda i: f"{paths[table[i, 0]]}, image {i}", decode)

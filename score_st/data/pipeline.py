@@ -1,40 +1,47 @@
-"""Images: uint8 [N, H, W, C] from a source, batches as a function of the step, scaling on the device.
+"""From a data set to the batches of each step, as functions of the step.
 
-Pixels hold whole numbers 0 ... num_levels - 1 until they are on the device, where they are dequantised and scaled to
-[0, 1] or (data.centered) [-1, 1].
+Images are uint8 [N, H, W, C] with values 0 ... num_levels - 1 until they are on the device, see `preprocessing`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from score_st.array_types import Array, Bool, Shaped, UInt8
 from score_st.config import ConfigError, choose
 from score_st.data import datasets, decoded_cache, download, preprocessing
-from score_st.data import images as pictures
+from score_st.data.files import MissingFiles
+from score_st.data.images import LazyImages
 
 
-def load(config, split: str) -> np.ndarray | pictures.Encoded:
-    """Images uint8 [N, image_size, image_size, num_channels] of `split`, "train" or "test".
+def load(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | LazyImages:
+    """Returns the images of `split`, "train" or "test": their prepared copy if there is one, or else the data set's.
+
+    Missing files are downloaded first if data.download is set.
 
     Raises:
-      ConfigError: an unknown data set or dequantisation, or images that are not as config.data says.
+      ConfigError: an unknown data set or dequantization, files that are missing or damaged, or images that are not as
+        config.data says.
     """
     data = config.data
     choose(preprocessing.DEQUANTIZATIONS, data.dequantization, "data.dequantization")
     if data.num_threads < 0:
         raise ConfigError(f"config.data.num_threads={data.num_threads}: should be 0 or more")
-    images = decoded_cache.opened(config, split) if data.prepared else None
-    if images is not None:
-        return images
+    if data.prepared and (copy := decoded_cache.open_copy(config, split)) is not None:
+        return copy
     try:
         images = datasets.read(config, split)
-    except datasets.Missing:
+    except MissingFiles:
         if not data.download:
             raise
         download.fetch(config)
         images = datasets.read(config, split)
-    for key, size in (("image_size", images.shape[1]), ("num_channels", images.shape[3])):
+    _, height, width, channels = images.shape
+    for key, size in (("image_size", height), ("image_size", width), ("num_channels", channels)):
         if data[key] != size:
             raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")
     if images.max() >= data.num_levels:
@@ -46,16 +53,20 @@ def load(config, split: str) -> np.ndarray | pictures.Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """An endless stream of shuffled batches; batch i is a function of (seed, i) alone.
+    """An endless stream of shuffled batches, in which batch i depends on (seed, i) only.
+
+    Every epoch has each image once, in an order of its own.
 
     Attributes:
-      images: [N, H, W, C].
+      images: those of a split.
       batch_size: over all processes.
-      part, parts: this process and how many there are; each gets its contiguous share of every batch.
-      threads: that read ahead.
+      seed: of the order.
+      part: the number of this process; it gets a contiguous part of every batch.
+      parts: how many processes there are.
+      threads: how many threads read ahead.
     """
 
-    images: np.ndarray | pictures.Encoded
+    images: UInt8[np.ndarray, "N H W C"] | LazyImages
     batch_size: int
     seed: int
     part: int = 0
@@ -63,27 +74,32 @@ class Stream:
     threads: int = 2
 
     @functools.cached_property
-    def _order(self):
+    def _order(self) -> Any:
         import grain
 
         return grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
 
-    def batch(self, step: int):
-        """uint8 [batch_size / parts, H, W, C]."""
-        share = self.batch_size // self.parts
-        first = step * self.batch_size + self.part * share
-        return self.images[[self._order[first + i] for i in range(share)]]
+    def batch(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
+        """Returns this process's part of the batch of a step, B = batch_size / parts images."""
+        size = self.batch_size // self.parts
+        first = step * self.batch_size + self.part * size
+        return self.images[[self._order[first + i] for i in range(size)]]
 
-    def batches(self, start: int, stop: int):
-        """The batches of steps start ... stop - 1, read ahead by threads."""
+    def batches(self, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+        """Returns the batches of steps start ... stop - 1, read ahead by threads."""
         import grain
 
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=8)
         return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
 
 
-def padded(images: np.ndarray, batch_size: int):
-    """All images once in order: batches of exactly `batch_size`, with a mask [batch_size] of those that count."""
+def padded(
+    images: Shaped[Array, "N ..."] | LazyImages, batch_size: int
+) -> Iterator[tuple[Shaped[np.ndarray, "B ..."], Bool[np.ndarray, " B"]]]:
+    """Yields all images once and in order, in batches of exactly `batch_size`.
+
+    The last one is filled up with its last image. A mask says which images of a batch count.
+    """
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
         mask = np.arange(batch_size) < len(batch)

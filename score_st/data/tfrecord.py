@@ -6,9 +6,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+Value = int | bytes  # of a field of a protocol buffer
+
 
 def masked_crc(content: bytes) -> bytes:
-    """CRC-32C as TFRecords have it: turned, shifted, four bytes."""
+    """Returns the CRC-32C as TFRecords store it: rotated, shifted, four bytes."""
     import google_crc32c
 
     crc = google_crc32c.value(content)
@@ -16,21 +18,29 @@ def masked_crc(content: bytes) -> bytes:
 
 
 def index(path: Path) -> list[tuple[int, int]]:
-    """Offset and size of each record with the checksum behind it; raises ValueError for a file that is not whole."""
+    """Returns the offset and size of each record, including the checksum that follows it.
+
+    Raises:
+      ValueError: the file is not a TFRecord file, or truncated.
+    """
     parts = []
     with path.open("rb") as file:
         while header := file.read(12):
-            at = file.tell()
+            offset = file.tell()
             if len(header) < 12 or header[8:] != masked_crc(header[:8]):
-                raise ValueError(f"no TFRecord, or a broken one, at byte {at - len(header)}")
-            parts.append((at, struct.unpack("<Q", header[:8])[0] + 4))
+                raise ValueError(f"no TFRecord, or a broken one, at byte {offset - len(header)}")
+            parts.append((offset, struct.unpack("<Q", header[:8])[0] + 4))
             if file.seek(sum(parts[-1])) > os.path.getsize(path):
-                raise ValueError(f"cut off in record {len(parts) - 1}")
+                raise ValueError(f"truncated in record {len(parts) - 1}")
     return parts
 
 
-def checked(content: bytes) -> bytes:
-    """A record without its checksum; raises ValueError where that is wrong."""
+def strip_checksum(content: bytes) -> bytes:
+    """Returns a record without the checksum at its end.
+
+    Raises:
+      ValueError: the checksum is wrong.
+    """
     if content[-4:] != masked_crc(content[:-4]):
         raise ValueError("its checksum is wrong")
     return content[:-4]
@@ -43,29 +53,39 @@ def _varint(stream: io.BytesIO) -> int:
         shift += 7
         if byte[0] < 128:
             return value
-    raise EOFError("cut off")
+    raise EOFError("truncated")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protocol buffer message."""
+def _as_bytes(value: Value) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("not a tf.train.Example")
+    return value
+
+
+def _fields(value: Value) -> Iterator[tuple[int, Value]]:
+    """Yields the number and value of each field of a protocol buffer message."""
+    message = _as_bytes(value)
     stream = io.BytesIO(message)
     while stream.tell() < len(message):
         number, wire = divmod(_varint(stream), 8)
         yield number, _varint(stream) if wire == 0 else stream.read({1: 8, 5: 4}.get(wire) or _varint(stream))
 
 
-def example(content: bytes) -> dict[str, list[int | bytes]]:
-    """The features of a tf.train.Example; numbers may stand in one entry of bytes, see `numbers`."""
+def parse_example(content: bytes) -> dict[str, list[Value]]:
+    """Returns the features of a tf.train.Example; packed integers are one entry of bytes, see `integers`."""
     entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
-    values = lambda feature: [value for _, found in _fields(feature) for _, value in _fields(found)]
-    return {entry[1].decode(): values(entry[2]) for entry in entries}
+    values = lambda feature: [value for _, items in _fields(feature) for _, value in _fields(items)]
+    return {_as_bytes(entry[1]).decode(): values(entry[2]) for entry in entries}
 
 
-def numbers(values: list[int | bytes]) -> list[int]:
-    """Of a feature of integers, packed or not."""
-    if values and isinstance(values[0], int):
-        return values
-    stream, found = io.BytesIO(b"".join(values)), []
-    while stream.tell() < len(stream.getbuffer()):
-        found.append(_varint(stream))
-    return found
+def integers(values: list[Value]) -> list[int]:
+    """Returns the values of a feature of integers, packed or not."""
+    unpacked = []
+    for value in values:
+        if isinstance(value, int):
+            unpacked.append(value)
+            continue
+        stream = io.BytesIO(value)
+        while stream.tell() < len(value):
+            unpacked.append(_varint(stream))
+    return unpacked

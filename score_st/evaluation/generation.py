@@ -33,7 +33,7 @@ def generator(config, made: DiffusionModel, seed: int, frames: int = 1):
         found = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
         if states:
             alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
-            shown = scaler.centre + (states[0] - alpha * scaler.centre) / jnp.sqrt(
+            shown = scaler.center + (states[0] - alpha * scaler.center) / jnp.sqrt(
                 jnp.square(alpha) + jnp.square(sigma)
             )
             found["frames"] = scaler.inverse(shown).swapaxes(0, 1)

@@ -1,0 +1,153 @@
+"""Readers of data sets of encoded images: `(config, split) -> LazyImages`, see `datasets.Dataset`."""
+
+import functools
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from score_st.array_types import UInt8
+from score_st.data import tfrecord
+from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, reading
+from score_st.data.images import (
+    LazyImages,
+    decode_as_tensorflow,
+    decoder,
+    lazy_files,
+    lazy_images,
+    lazy_parts,
+    resize_celeba,
+    resize_lsun,
+    resize_square,
+)
+
+
+def read_folder(config: ConfigDict, split: str) -> LazyImages:
+    """Reads the user's folder of images, with or without subfolders: central squares, resized by Lanczos's filter.
+
+    Subfolders train and test (or valid, validation, val) are the splits; without them a fixed random tenth is the test
+    set.
+    """
+    root = find(config)
+    has_split = (root / "train").is_dir()
+    root = find(config, *SPLIT_NAMES[split]) if has_split else root
+    names = image_files(root)
+    if names and not has_split:
+        names = [names[i] for i in held_out(len(names), split)]
+    return lazy_files(config, root, names, decoder(config, resize_square))
+
+
+def read_celeba(config: ConfigDict, split: str) -> LazyImages:
+    """Reads CelebA (Liu et al. 2015), aligned: 162,770 and 19,962 images, cropped to 140x140 and resized."""
+    partition = find(config, "list_eval_partition.txt", folders=("", "Eval", "celeba"))
+    root = find(config, "img_align_celeba", folders=("", "Img", "celeba"))
+    with reading(partition):
+        rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+        names = [name for name, part in rows if part == ("0" if split == "train" else "2")]
+    return lazy_files(config, root, names, decoder(config, resize_celeba, decode_as_tensorflow))
+
+
+def read_imagenet32(config: ConfigDict, split: str) -> LazyImages:
+    """Reads ImageNet 32x32 of van den Oord et al. (2016), the official one: 1,281,149 and 49,999 PNG files.
+
+    The files are in a folder, or in the tar file of the release, which is read where it is.
+    """
+    stem = "train_32x32" if split == "train" else "valid_32x32"
+    path = find(config, stem, stem + ".tar", folders=("", "small", "IMAGENET32/small"))
+    decode = decoder(config, resize_square)
+    if path.is_dir():
+        return lazy_files(config, path, image_files(path), decode)
+    parts = []
+    with reading(path), tarfile.open(path, "r:") as tar:
+        while member := tar.next():
+            parts += [(0, member.offset_data, member.size)] if member.isfile() else []
+            tar.members = []  # type: ignore[attr-defined]  # a million of them take gigabytes
+    return lazy_parts(config, [path], parts, decode)
+
+
+def read_stl10(config: ConfigDict, split: str) -> LazyImages:
+    """Reads STL-10 (Coates et al. 2011): 105,000 images, labeled and unlabeled, and 8,000 to test.
+
+    They are 96x96 and resized by Pillow's bilinear filter.
+    """
+    names = ("train_X.bin", "unlabeled_X.bin") if split == "train" else ("test_X.bin",)
+    paths = [find(config, name, folders=("", "stl10_binary")) for name in names]
+    length, size = 3 * 96 * 96, config.data.image_size
+    parts = [(k, i, length) for k, path in enumerate(paths) for i in range(0, path.stat().st_size, length)]
+
+    def decode(content: bytes) -> UInt8[np.ndarray, "H W C"]:
+        pixels = np.frombuffer(content, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # stored column by column
+        return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+
+    return lazy_parts(config, paths, parts, decode)
+
+
+@functools.cache  # a process may not open one twice
+def _lmdb(path: Path) -> Any:
+    import lmdb
+
+    return lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+
+
+def read_lsun(config: ConfigDict, split: str) -> LazyImages:
+    """Reads data.category of LSUN (Yu et al. 2015): central squares, resized by the official bicubic filter."""
+    path = find(config, f"{config.data.category}_{'train' if split == 'train' else 'val'}_lmdb", folders=("", "lsun"))
+    with reading(path):
+        database = _lmdb(path.resolve())
+        with database.begin() as transaction:
+            keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
+
+    def read(i: int) -> bytes:
+        with database.begin() as transaction:
+            return transaction.get(bytes(keys[i]))
+
+    name = lambda i: f"{path}, {bytes(keys[i]).decode()}"
+    return lazy_images(config, len(keys), read, name, decoder(config, resize_lsun, decode_as_tensorflow))
+
+
+def read_tfrecords(config: ConfigDict, split: str) -> LazyImages:
+    """Reads CelebA-HQ or FFHQ from Progressive GAN's TFRecords, data.tfrecords_path; both splits are all images.
+
+    Testing on the training images is what the official code does.
+    """
+    path = find(config, config.data.tfrecords_path)
+    with reading(path):
+        parts = [(0, offset, size) for offset, size in tfrecord.index(path)]
+
+    def decode(content: bytes) -> UInt8[np.ndarray, "H W C"]:
+        features = tfrecord.parse_example(tfrecord.strip_checksum(content))
+        planes = np.frombuffer(features["data"][0], np.uint8).reshape(tfrecord.integers(features["shape"]))
+        return planes.transpose(1, 2, 0)
+
+    return lazy_parts(config, [path], parts, decode)
+
+
+def read_array_record(config: ConfigDict, split: str) -> LazyImages:
+    """Reads the user's ArrayRecord files of encoded images, or of TensorFlow Datasets' examples with an `image`.
+
+    The split is in the names of the files (train, test, valid, validation, val); without it a fixed random tenth is
+    the test set.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    root = find(config)
+    files = sorted(root.rglob("*.array_record*")) if root.is_dir() else [root]
+    by_split = {
+        each: [file for file in files if any(f"-{name}." in f"-{file.name}" for name in names)]
+        for each, names in SPLIT_NAMES.items()
+    }
+    has_split = all(by_split.values())
+    with reading(root):
+        source = ArrayRecordDataSource([str(file) for file in (by_split[split] if has_split else files)])
+        numbers = np.arange(len(source)) if has_split else held_out(len(source), split)
+
+    def read(i: int) -> bytes:
+        record = source[int(numbers[i])]
+        is_example = record[:1] == b"\n"  # no image format begins so
+        return tfrecord.parse_example(record)["image"][0] if is_example else record
+
+    name = lambda i: f"{root}, record {numbers[i]}"
+    return lazy_images(config, len(numbers), read, name, decoder(config, resize_square))
