@@ -76,11 +76,11 @@ def survey(images: UInt8[np.ndarray, "N H W C"] | LazyImages, label: str) -> dic
 def preview(
     config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages, count: int = 64
 ) -> UInt8[np.ndarray, "count H W C"]:
-    """Returns the first training examples as the network gets them: flipped and dequantized, on a scale of 0 to 255."""
+    """Returns the first training examples flipped and dequantized as for the network, from 0 to 255."""
     keys = jax.random.split(jax.random.key(config.seed))
-    batch = jnp.asarray(pipeline.Stream(images, count, config.seed).batch(0))
-    batch = preprocessing.random_flip(batch, keys[0]) if config.data.random_flip else batch
-    x = preprocessing.scaler_from_config(config).forward(batch, jax.random.uniform(keys[1], batch.shape))
+    batch = pipeline.Stream(images, count, config.seed).batch(0)
+    flipped = preprocessing.random_flip(batch, keys[0]) if config.data.random_flip else jnp.asarray(batch)
+    x = preprocessing.scaler_from_config(config).forward(flipped, jax.random.uniform(keys[1], batch.shape))
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)
 
 
@@ -91,11 +91,10 @@ def prepare(
     if not isinstance(images, LazyImages):
         return images
     try:
-        decoded_cache.write_copy(config, split, images)
+        return decoded_cache.write_copy(config, split, images)
     except ConfigError:
         survey(images, split)  # if images are broken, its error counts and names them
         raise
-    return np.asanyarray(decoded_cache.open_copy(config, split))
 
 
 def reading_speed(config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages) -> float:

@@ -161,7 +161,7 @@ def read_photos(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"]:
     """
     import sklearn.datasets
 
-    root = Path(config.data.dir or Path(sklearn.datasets.__file__).parent / "images")
+    root = find(config) if config.data.dir else Path(sklearn.datasets.__file__).parent / "images"
     size, test = config.data.image_size, split == "test"
     contents = ((root / name).read_bytes() for name in image_files(root))
     photos = [np.asarray(decode_image(content, config.data.num_channels)) for content in contents]

@@ -30,20 +30,22 @@ class Release:
 class Dataset:
     """How the images of a data set are read, and where its files can be obtained.
 
-    `read(config, split)` returns the images of `split`, "train" or "test", as an array uint8 [N, H, W, C], or as
-    `images.LazyImages` where they are decoded only when they are used. H = W = data.image_size and C =
-    data.num_channels, with values below data.num_levels: the configuration alone says what the network is built for, and
-    `pipeline.load` checks that the images agree. The images and their order are the same in every call and process,
-    since batches and a resumed run depend on it; random crops or splits are therefore drawn with a fixed seed. Files are
-    looked for in data.dir, best by `files.find`. `read` raises `MissingFiles` (or FileNotFoundError) where they do not
-    exist, and ConfigError, with the name of the file, where they are not what they should be (`files.reading`).
+    A configuration file adds a data set with one line: `DATASETS["MINE"] = Dataset(read_mine, "it comes with ...")`.
 
-    A configuration file adds a data set by `DATASETS["MINE"] = Dataset(read_mine, "it comes with ...")`.
+    `read(config, split)` gets the configuration and "train" or "test". It returns uint8 [N, H, W, C]: an array, or
+    `images.LazyImages` where images are decoded only when they are used.
+
+    - H = W = data.image_size, C = data.num_channels, and all values are below data.num_levels. A network is built from
+      these keys, not from the images; `pipeline.load` checks that they agree.
+    - The images and their order are the same in every call and every process, because batches are drawn by number.
+      A random split or crop has a fixed seed.
+    - It looks for files in data.dir (`files.find`). If they do not exist, it raises MissingFiles or FileNotFoundError;
+      if they are damaged, a ConfigError that names the file (`files.reading`).
 
     Attributes:
       read: the function described above.
-      source: where to get the files, the end of the message about missing ones.
-      release: for data.download; None if the files have to be fetched by hand.
+      source: where to get the files, in one line; it ends the message about missing files.
+      release: what data.download fetches; None if the files have to be fetched by hand.
     """
 
     read: Callable[[ConfigDict, str], np.ndarray | LazyImages]

@@ -38,7 +38,9 @@ def open_copy(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | 
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the prepared copy is damaged ({error}); delete it to have it made again") from error
+        raise ConfigError(
+            f"{path}: the prepared copy is damaged ({error}); delete it to have it made again"
+        ) from error
     settings = {key: config.data[key] for key in MEANING}
     if about["settings"] != settings or list(images.shape) != about["shape"]:
         raise ConfigError(
@@ -47,8 +49,10 @@ def open_copy(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | 
     return images
 
 
-def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: int = CHUNK) -> None:
-    """Writes the copy; resumes one that was interrupted.
+def write_copy(
+    config: ConfigDict, split: str, images: LazyImages, chunk_size: int = CHUNK
+) -> UInt8[np.ndarray, "N H W C"]:
+    """Writes the copy, resuming one that was interrupted, and returns it mapped into memory.
 
     Args:
       config: its data.prepared is the folder.
@@ -82,3 +86,4 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
         note.replace(path.with_suffix(".json"))
     except OSError as error:
         raise ConfigError(f"config.data.prepared={config.data.prepared!r}: can't be written ({error})") from error
+    return np.load(path.with_suffix(".npy"), mmap_mode="r")

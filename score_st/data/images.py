@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from score_st.array_types import Bool, Float, Shaped, UInt8
 from score_st.config import ConfigError
-from score_st.data.files import reading
+from score_st.data.files import MissingFiles, reading
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -222,13 +222,14 @@ def lazy_images(
       decode: from encoded bytes to uint8 [H, W, C].
 
     Raises:
-      ConfigError: there are no images, or data.num_channels is neither 1 nor 3.
+      MissingFiles: there are no images.
+      ConfigError: data.num_channels is neither 1 nor 3.
     """
     size, channels = config.data.image_size, config.data.num_channels
     if channels not in MODES:
         raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
     if not count:
-        raise ConfigError(f"config.data.dir={config.data.dir!r}: no images there")
+        raise MissingFiles(f"config.data.dir={config.data.dir!r}: no images there")
     shape = count, size, size, channels
     has_room = math.prod(shape) <= config.data.memory_gb * 1e9
     kept = np.empty(shape if has_room else (0, *shape[1:]), np.uint8)

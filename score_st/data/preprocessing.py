@@ -33,7 +33,9 @@ class Scaler:
         """The x of middle gray."""
         return 0.0 if self.centered else 0.5
 
-    def forward(self, images: Int[Array, "*shape"] | UInt8[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def forward(
+        self, images: Int[Array, "*shape"] | UInt8[Array, "*shape"], u: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         """Scales images to x in the precision of `u`.
 
         Args:

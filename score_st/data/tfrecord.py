@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 Value = int | bytes  # of a field of a protocol buffer
 
@@ -71,8 +72,8 @@ def _fields(value: Value) -> Iterator[tuple[int, Value]]:
         yield number, _varint(stream) if wire == 0 else stream.read({1: 8, 5: 4}.get(wire) or _varint(stream))
 
 
-def parse_example(content: bytes) -> dict[str, list[Value]]:
-    """Returns the features of a tf.train.Example; packed integers are one entry of bytes, see `integers`."""
+def parse_example(content: bytes) -> dict[str, list[Any]]:
+    """Returns the values of each feature of a tf.train.Example; packed integers are bytes, see `integers`."""
     entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
     values = lambda feature: [value for _, items in _fields(feature) for _, value in _fields(items)]
     return {_as_bytes(entry[1]).decode(): values(entry[2]) for entry in entries}

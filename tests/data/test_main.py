@@ -1,0 +1,35 @@
+"""`python -m score_st.data`, which looks at a data set and prepares it."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_st.config import ConfigError, load
+from score_st.data import __main__ as data_command
+from score_st.data import pipeline
+
+
+def test_looking_at_a_data_set(image_folder, capsys):
+    data_command.main(["--config", str(image_folder / "mine.py"), "--workdir", str(image_folder / "out")])
+    figures = json.loads((image_folder / "out/data_FOLDER.json").read_text())
+    train = figures["train"]
+    images = np.asarray(pipeline.load(load(image_folder / "mine.py"), "train"))
+    assert (train["count"], figures["test"]["count"], train["shape"]) == (20, 4, [8, 8, 3])
+    np.testing.assert_allclose(train["mean"], images.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(train["std"], images.std((0, 1, 2)), atol=1e-4)
+    assert train["max"] == images.max() and train["repeated"] == 0
+    assert train["crc32"] == f"{zlib.crc32(images.tobytes()):08x}" and figures["images_per_second"] > 0
+    assert Image.open(image_folder / "out/data_FOLDER.png").size[0] > 400
+    assert "train: count 20, shape [8, 8, 3]" in capsys.readouterr().out
+
+
+def test_broken_files_are_counted(image_folder):
+    for i in (3, 5):
+        (image_folder / f"photographs/train/{i:02d}.png").write_bytes(b"broken")
+    argv = ["--config", str(image_folder / "mine.py"), "--workdir", str(image_folder / "out")]
+    with pytest.raises(ConfigError, match="2 of 20 images of train are broken: .*03.png.*05.png"):
+        data_command.main(argv)
+    assert not (image_folder / "out").exists()
