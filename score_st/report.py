@@ -1,9 +1,10 @@
 """`python -m score_st.report`: report.html of a run, or of several side by side: one file that needs nothing else."""
 
+import json
 from pathlib import Path
 
 from score_st.config import ConfigError
-from score_st.reporting import page
+from score_st.reporting import figures, page
 from score_st.runtime import cli
 from score_st.runtime.workdir import write_text
 
@@ -13,37 +14,44 @@ EXAMPLES = """\
   python -m score_st.report --workdir runs/digits runs/no_st --out runs/loss_by_time.png"""
 
 
-def main(argv: list[str] | None = None):
-    what = "A page of a run, or of several side by side: curves, samples, figures, settings."
-    parser = cli.documented("report", what, EXAMPLES)
+def parser() -> cli.Parser:
+    """Returns the parser of the command."""
+    about = "Writes a page about a run, or about several side by side: curves, samples, figures, settings."
+    parser = cli.documented("report", about, EXAMPLES)
     option = parser.add_argument_group("page").add_argument
-    option(
-        "--workdir",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="runs; the first is the base of the others",
-    )
-    what = "FILE.html (default DIR/report.html), or FILE.png of the loss over t alone"
-    option("--out", type=Path, metavar="FILE", help=what)
-    arguments = parser.parse_args(argv)
+    about = "runs; the others are compared with the first"
+    option("--workdir", nargs="+", type=Path, required=True, metavar="DIR", help=about)
+    about = "FILE.html (default DIR/report.html), or FILE.png with only the loss over t"
+    option("--out", type=Path, metavar="FILE", help=about)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = parser().parse_args(argv)
     workdirs, out = arguments.workdir, arguments.out or arguments.workdir[0] / "report.html"
     for workdir in workdirs:
         if not ((workdir / "config.json").is_file() or (workdir / "metrics.jsonl").is_file()):
             raise ConfigError(
-                f"--workdir {workdir}: no run there (no config.json); `python -m score_st.train` makes one"
+                f"--workdir {workdir}: no run there (no config.json); `python -m score_st.train` starts one"
             )
+    curves = {} if out.suffix == ".html" else {str(workdir): _loss_by_time(workdir) for workdir in workdirs}
     try:
-        if out.suffix == ".html":
-            write_text(out, page.render(workdirs))
+        if curves:
+            figures.loss_by_time(curves, out)
         else:
-            page.loss_by_time(workdirs, out)
-    except ConfigError:
-        raise
+            write_text(out, page.render(workdirs))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {out}: can't be written ({error}); a .html or .png would do") from error
+        raise ConfigError(f"--out {out}: can't be written ({error}); name a .html or .png file") from error
     print(f"wrote {out}")
+
+
+def _loss_by_time(workdir: Path) -> dict:
+    try:
+        return json.loads((workdir / "eval/loss_by_time.json").read_text())
+    except (OSError, ValueError) as error:
+        message = f"--workdir {workdir}: no eval/loss_by_time.json; `python -m score_st.eval` writes it"
+        raise ConfigError(message) from error
 
 
 if __name__ == "__main__":

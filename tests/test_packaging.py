@@ -54,6 +54,8 @@ def test_a_wheel_trains_without_the_checkout(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         configs = [name for name in archive.namelist() if name.startswith("score_st/configs/")]
         assert len(configs) == 54 and "score_st/py.typed" in archive.namelist()
+        page = {f"score_st/reporting/templates/{name}" for name in ("run.html", "blocks.html", "run.css")}
+        assert page <= set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     small = {"training.n_iters": 3, "model.nf": 8, "eval.enable_bpd": False, "training.snapshot_sampling": False}
     command = [sys.executable, "-m", "score_st.train", "--config", "vp/DIGITS/ddpmpp_nll_st", "--workdir", "run"]

@@ -1,0 +1,1 @@
+"""Reports about runs: charts, grids of images, and the HTML page."""

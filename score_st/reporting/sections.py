@@ -1,6 +1,7 @@
-"""The sections of `report`: HTML of the runs that it gets, "" where they have no data for it.
+"""The sections of the page of runs, as plain values; `templates/` turns them into HTML, and escapes all of it.
 
-Names, paths and settings are text of the user's, or of whoever made the run: all of it is escaped.
+A section is a function of the runs that returns the blocks to show, and nothing where the runs have no data for it.
+The first run is the one that others are compared with.
 """
 
 import base64
@@ -9,8 +10,9 @@ import io
 import itertools
 import json
 import math
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,365 +20,340 @@ from PIL import Image
 from score_st.config import default, flatten
 from score_st.reporting import figures
 from score_st.reporting.figures import Curve, Panel
+from score_st.reporting.run import Run
 from score_st.runtime.progress import clock
 
-BPD = {
+BPD: dict[str, str] = {
     "nll": "NLL",
     "nll_from_x0": "NLL from x₀",
     "nelbo": "NELBO",
     "nelbo_without_residual": "NELBO without residual",
 }
-SHOWN, WIDEST = 8, 640  # pictures over training, and pixels of a picture
+MAX_PICTURES, MAX_PIXELS = 8, 640  # pictures of samples during training, and the longer side of a picture
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """What a workdir holds: JSON objects by file, {} where there is none; `notes` say what could not be read."""
-
-    path: Path
-    name: str
-    lines: list[dict]
-    config: dict
-    base: dict
-    bpd: dict
-    by_time: dict
-    samplers: dict
-    quality: dict
-    notes: list[str]
-
-    def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and finite values of metrics.jsonl."""
-        has = lambda value: isinstance(value, int | float) and math.isfinite(value)
-        found = [(line["step"], line[key]) for line in self.lines if has(line.get(key))]
-        return tuple(np.array(found, float).reshape(-1, 2).T)
-
-    def curves(self, key: str, style: int) -> list[Curve]:
-        x, y = self.column(key)
-        return [Curve(self.name, x, y, style)] if len(x) > 1 else []
+Block = dict[str, Any]  # "macro" names a macro of templates/blocks.html, other keys are what it shows
 
 
-def table(caption: str, head: list, rows: list[list], numeric: bool = True) -> str:
-    """Of texts; the first of each row is its heading, and the others are numbers or not."""
-    if not rows:
-        return ""
-    kind = ' class="n"' if numeric else ""
-    first, *names = (escape(str(cell)) for cell in head)
-    top = f'<th scope="col">{first}</th>' + "".join(f'<th scope="col"{kind}>{name}</th>' for name in names)
-    body = ""
-    for row in rows:
-        first, *cells = (escape(str(cell)) for cell in row)
-        body += f'<tr><th scope="row">{first}</th>' + "".join(f"<td{kind}>{cell}</td>" for cell in cells) + "</tr>\n"
-    return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )
+def table(caption: str, head: Sequence[str], rows: list[list[Any]], numeric: bool = True) -> list[Block]:
+    """Returns a table, or nothing if it has no rows; the first cell of a row is its heading."""
+    return [{"macro": "table", "caption": caption, "head": head, "rows": rows, "numeric": numeric}] if rows else []
 
 
-def figure(caption: str, panels: list[Panel], xlabel: str, x_log: bool = False) -> str:
-    """A chart with its caption and the names of its curves; "" where there are none."""
+def figure(caption: str, panels: list[Panel], xlabel: str, x_log: bool = False) -> list[Block]:
+    """Returns a chart of the panels that have curves, or nothing if none has."""
     panels = [panel for panel in panels if panel.curves]
     if not panels:
-        return ""
-    names = {curve.name: curve.style for panel in panels for curve in panel.curves}
-    keys = "".join(f'<span class="key s{style % 8 + 1}">{escape(name)}</span>' for name, style in names.items())
-    keys = f"<br>{keys}" if len(names) > 1 else ""
-    return f"<figure><figcaption>{escape(caption)}{keys}</figcaption>{figures.chart(panels, xlabel, x_log)}</figure>"
+        return []
+    legend = {curve.name: curve.style % 8 + 1 for panel in panels for curve in panel.curves}
+    chart = figures.chart(panels, xlabel, x_log)
+    return [{"macro": "figure", "caption": caption, "chart": chart, "legend": legend if len(legend) > 1 else {}}]
 
 
-def picture(run: Run, path: Path, caption: str, alt: str) -> str:
-    """A picture in the page itself, made smaller where it is large; "" with a note where it is broken."""
+def picture(run: Run, path: Path, caption: str, alt: str) -> list[Block]:
+    """Returns a picture, scaled down if it is large; or nothing, with a note, if the file is broken."""
     try:
-        content, image = path.read_bytes(), Image.open(path)
-        kind = {"PNG": "png", "GIF": "gif"}[image.format]
+        content = path.read_bytes()
+        image: Image.Image = Image.open(path)
+        kind = {"PNG": "png", "GIF": "gif"}[image.format or ""]
         image.load()
-        if max(image.size) > WIDEST:
+        if max(image.size) > MAX_PIXELS:
             image = image.convert("RGB")
-            image.thumbnail((WIDEST, WIDEST))
+            image.thumbnail((MAX_PIXELS, MAX_PIXELS))
             image.save(file := io.BytesIO(), "JPEG", quality=90)
             content, kind = file.getvalue(), "jpeg"
-    except Exception as error:  # Pillow has many ways to say that
+    except Exception as error:  # Pillow raises many kinds
         run.notes.append(f"{path.name} of {run.name} left out: {error}")
-        return ""
-    data = base64.b64encode(content).decode()
-    size = f'width="{image.width}" height="{image.height}"'
-    shown = f'<img alt="{escape(alt)}" {size} src="data:image/{kind};base64,{data}">'
-    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+        return []
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return [{"macro": "picture", "caption": caption, "alt": alt, "size": image.size, "source": source}]
 
 
-def grid(*parts: str, kind: str = "grid") -> str:
-    return f'<div class="{kind}">{"".join(parts)}</div>' if any(parts) else ""
+def grid(blocks: Iterable[Block], kind: str = "grid") -> list[Block]:
+    """Returns the blocks side by side, if there are any; `kind` is their CSS class: grid, or strip for small ones."""
+    blocks = list(blocks)
+    return [{"macro": "grid", "kind": kind, "blocks": blocks}] if blocks else []
 
 
-def number(value, digits: int = 4) -> str:
+def details(title: str, blocks: list[Block]) -> list[Block]:
+    """Returns the blocks, if there are any, collapsed under their title."""
+    return [{"macro": "details", "title": title, "blocks": blocks}] if blocks else []
+
+
+def text(paragraph: str) -> list[Block]:
+    """Returns a paragraph."""
+    return [{"macro": "text", "text": paragraph}]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Formats a number, and anything else as an empty cell."""
     return f"{value:z.{digits}f}".replace("-", "−") if isinstance(value, int | float) else ""
 
 
-def plus_minus(result: dict, key: str) -> str:
-    """A figure of eval/bpd.json with its larger standard error."""
-    errors = [result.get(f"{key}_stderr_{of}") for of in ("images", "repeats")]
-    error = max((e for e in errors if e is not None), default=None)
+def plus_minus(result: dict[str, Any], key: str) -> str:
+    """Formats a value of eval/bpd.json with the larger one of its standard errors."""
+    errors = [result.get(f"{key}_stderr_{source}") for source in ("images", "repeats")]
+    error = max((error for error in errors if error is not None), default=None)
     return number(result.get(key), 3) + ("" if error is None else f" ± {error:.3f}")
 
 
-def duration(run: Run) -> float:
-    """Seconds of training by the logged speeds."""
-    step, speed = run.column("steps_per_s")
-    return float(np.sum(np.diff(step, prepend=0) / np.maximum(speed, 1e-9)))
+def setting(value: Any) -> str:
+    """Formats a setting as the command line takes it."""
+    return f"({', '.join(map(setting, value))})" if isinstance(value, list) else "–" if value == "" else str(value)
+
+
+def with_run(runs: list[Run], run: Run, name: str) -> str:
+    """Returns the name, after that of its run if there are several."""
+    return f"{run.name}, {name}" if len(runs) > 1 else name
+
+
+def valid(points: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Returns the points of eval/samplers.json without those of samplers that diverged, whose distance is NaN."""
+    return [point for point in points if point["distance"] > 0]
+
+
+def training_seconds(run: Run) -> float:
+    """Returns the time spent on training, by the logged speeds."""
+    steps, speed = run.column("steps_per_s")
+    return float(np.sum(np.diff(steps, prepend=0) / np.maximum(speed, 1e-9)))
 
 
 def headline(run: Run) -> dict[str, tuple[str, str]]:
-    """Of each figure its value, and what it is."""
-    found, step = {}, run.column("loss")[0]
-    for key in ("nll", "nll_from_x0", "nelbo", "nelbo_without_residual"):
-        if key in run.bpd and (key.count("_") == 0 or key.split("_")[0] not in run.bpd):
-            found[BPD[key]] = plus_minus(run.bpd, key), f"bits/dim, {run.bpd['images']} test images"
-    for key, what in run.quality.get("figures", {}).items():
-        found[key] = f"{what['value']:.4g}", f"{what['samples']} samples"
-    if points := [p for found in run.samplers.get("samplers", {}).values() for p in found if p["distance"] > 0]:
+    """Returns the main figures of a run: value and remark by name."""
+    values, steps = {}, run.column("loss")[0]
+    for key, name in BPD.items():
+        if key in run.bpd and ("_" not in key or key.split("_")[0] not in run.bpd):
+            values[name] = plus_minus(run.bpd, key), f"bits/dim, {run.bpd['images']} test images"
+    for name, entry in run.quality.get("figures", {}).items():
+        values[name] = f"{entry['value']:.4g}", f"{entry['samples']} samples"
+    if points := valid([point for points in run.samplers.get("samplers", {}).values() for point in points]):
         best = min(points, key=lambda point: point["distance"])
-        what = f"{best['nfe']:.0f} evaluations, {run.samplers['num']} samples"
-        found[f"best {run.samplers['figure']}"] = f"{best['distance']:.2f}", what
-    if len(step):
+        remark = f"{best['nfe']:.0f} network evaluations, {run.samplers['num']} samples"
+        values[f"best {run.samplers['figure']}"] = f"{best['distance']:.2f}", remark
+    if len(steps):
         total = run.config.get("training.n_iters")
-        found["updates"] = f"{step[-1]:,.0f}", f"of {total:,}" if isinstance(total, int) else ""
-    if seconds := int(duration(run)):
-        speed = f"{np.median(run.column('steps_per_s')[1]):.3g} steps/s"
-        found["training time"] = clock(seconds), speed
-    return found
+        values["updates"] = f"{steps[-1]:,.0f}", f"of {total:,}" if isinstance(total, int) else ""
+    if seconds := int(training_seconds(run)):
+        values["training time"] = clock(seconds), f"{np.median(run.column('steps_per_s')[1]):.3g} steps/s"
+    return values
 
 
-def summary(runs: list[Run]) -> str:
-    found = [headline(run) for run in runs]
+def summary(runs: list[Run]) -> list[Block]:
+    """The main figures."""
+    headlines = [headline(run) for run in runs]
     if len(runs) == 1:
-        tile = "<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>".format
-        tiles = "".join(tile(*map(escape, (name, *value))) for name, value in found[0].items())
-        return f'<dl class="tiles">{tiles}</dl>' if tiles else ""
-    names = dict.fromkeys(name for each in found for name in each)
-    cell = lambda value, what="": f"{value} ({what})" if what else value
-    rows = [[name, *(cell(*each.get(name, ["–"])) for each in found)] for name in names]
+        return [{"macro": "tiles", "tiles": headlines[0]}] if headlines[0] else []
+    cell = lambda value, remark="": f"{value} ({remark})" if remark else value
+    names = dict.fromkeys(itertools.chain(*headlines))
+    rows = [[name, *(cell(*values.get(name, ["–"])) for values in headlines)] for name in names]
     return table("Figures side by side", ["figure", *(run.name for run in runs)], rows)
 
 
-def training(runs: list[Run]) -> str:
-    of = lambda key: [curve for style, run in enumerate(runs) for curve in run.curves(key, style)]
-    loss = [Panel("loss", of("loss"), True), Panel("τ", of("tau"), True)]
-    test = [Panel("loss", of("eval_loss"), True), Panel("‖gradient‖", of("gradient_norm"), True)]
-    bits = [Panel(f"{BPD[key]} [bits/dim]", of(key)) for key in ("nll", "nelbo")]
+def training(runs: list[Run]) -> list[Block]:
+    """The curves of training."""
+    curves = lambda key: [curve for style, run in enumerate(runs) for curve in run.curves(key, style)]
+    loss = [Panel("loss", curves("loss"), True), Panel("τ", curves("tau"), True)]
+    test = [Panel("loss", curves("eval_loss"), True), Panel("‖gradient‖", curves("gradient_norm"), True)]
+    bits = [Panel(f"{BPD[key]} [bits/dim]", curves(key)) for key in ("nll", "nelbo")]
+    about_loss = "Training loss, comparable only under the same prior of τ, and the geometric mean of the sampled τ"
+    about_test = "Loss of a test batch at τ = ε, and the norm of the gradient before clipping"
     return grid(
-        figure(
-            "Training loss, comparable under the same law of τ only, and the geometric mean of the τ drawn",
-            loss,
-            "step",
-        ),
-        figure("Loss of a test batch at τ = ε, and the gradient's norm before clipping", test, "step"),
-        figure("Bits/dim at snapshots", bits, "step"),
+        figure(about_loss, loss, "step")
+        + figure(about_test, test, "step")
+        + figure("Bits/dim at snapshots", bits, "step")
     )
 
 
-def by_time(runs: list[Run]) -> str:
-    def of(key, factor=lambda c: 1.0):
-        curves = []
-        for style, run in enumerate(runs):
-            if key in run.by_time:
-                c = {name: np.asarray(values, float) for name, values in run.by_time.items()}
-                curves.append(Curve(run.name, c["t"], c[key] * factor(c), style))
-        return curves
+def over_time(runs: list[Run]) -> list[Block]:
+    """The loss, its gradient and the NELBO over the diffusion time t."""
 
-    loss = []
-    for curve, run in zip(of("loss"), [run for run in runs if "loss" in run.by_time], strict=True):
-        std = np.asarray(run.by_time["std"])
+    def curves(key: str, factor: Callable[[dict[str, np.ndarray]], Any] = lambda _: 1.0) -> list[Curve]:
+        arrays = [{name: np.asarray(y, float) for name, y in run.loss_by_time.items()} for run in runs]
+        pairs = enumerate(zip(runs, arrays, strict=True))
+        return [Curve(run.name, c["t"], c[key] * factor(c), style) for style, (run, c) in pairs if key in c]
+
+    loss, relative = [], []
+    for curve, run in zip(curves("loss"), [run for run in runs if "loss" in run.loss_by_time], strict=True):
+        std = np.asarray(run.loss_by_time["std"])
         band = np.maximum(curve.y - std, curve.y.min() / 10), curve.y + std
         loss.append(dataclasses.replace(curve, band=band))
-    relative = []
     if len(loss) > 1 and all(np.array_equal(loss[0].x, curve.x) for curve in loss):
         relative = [dataclasses.replace(curve, y=curve.y / loss[0].y, band=None) for curve in loss]
-    bits = of("bits", lambda c: math.log(10))
-    plain, weighted = of("gradient_variance"), of("gradient_variance", lambda c: c["weight"] ** 2)
-    return grid(
-        figure(
-            "Loss at t over the test images, mean and one standard deviation",
-            [Panel("½‖σs + z‖²/d", loss, True)],
-            "t",
-            True,
-        ),
-        figure(f"Loss relative to that of {runs[0].name}", [Panel("ratio", relative)], "t", True),
-        figure("What each t adds to the NELBO", [Panel("bits/dim a decade", bits)], "t", True),
-        figure("Variance of the gradient of ½‖σs + z‖²/d at t", [Panel("variance", plain, True)], "t", True),
-        figure("The same with the likelihood's weight g²/σ²", [Panel("variance", weighted, True)], "t", True),
+    bits = curves("bits", lambda _: math.log(10))
+    plain, weighted = curves("gradient_variance"), curves("gradient_variance", lambda c: c["weight"] ** 2)
+    charts = (
+        ("Loss at t over the test images, mean and one standard deviation", Panel("½‖σs + z‖²/d", loss, True)),
+        (f"Loss relative to that of {runs[0].name}", Panel("ratio", relative)),
+        ("What each t adds to the NELBO", Panel("bits/dim per decade", bits)),
+        ("Variance of the gradient of ½‖σs + z‖²/d at t", Panel("variance", plain, True)),
+        ("The same with the likelihood weighting g²/σ²", Panel("variance", weighted, True)),
     )
+    return grid(block for caption, panel in charts for block in figure(caption, [panel], "t", True))
 
 
-def samples(runs: list[Run]) -> str:
-    html = ""
+def samples(runs: list[Run]) -> list[Block]:
+    """Pictures of samples at snapshots, and those of `score_st.sample`."""
+    blocks: list[Block] = []
     for run in runs:
-        found = sorted(
-            (p for p in (run.path / "snapshots").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem)
-        )
-        few = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, SHOWN).round().astype(int))] if found else []
-        steps = {path: f"after {int(path.stem):,} updates" for path in few}
-        if not few and (run.path / "samples.png").is_file():
-            steps = {run.path / "samples.png": "at the last snapshot"}
+        paths = (path for path in (run.path / "snapshots").glob("*.png") if path.stem.isdigit())
+        paths_by_step = {int(path.stem): path for path in sorted(paths, key=lambda path: int(path.stem))}
+        steps, pictures = list(paths_by_step), []
         nll = dict(zip(*run.column("nll"), strict=True))
-        parts = []
-        for path, when in steps.items():
-            bits = nll.get(int(path.stem)) if path in few else None
-            caption = when + (f": {bits:.3f} bits/dim" if bits else "")
-            parts.append(picture(run, path, caption, f"Samples of {run.name} {caption}"))
-        for about in sorted(run.path.glob("*/samples.json")):
-            if (about.parent / "grid.png").is_file():
-                parts.append(picture(run, about.parent / "grid.png", *drawn(run, about)))
-        heading = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
-        html += heading + grid(*parts, kind="strip") if any(parts) else ""
-    return html
+        for i in np.unique(np.linspace(0, len(steps) - 1, MAX_PICTURES).round().astype(int)) if steps else []:
+            bits = nll.get(steps[i])
+            caption = f"after {steps[i]:,} updates" + (f": {bits:.3f} bits/dim" if bits else "")
+            pictures += picture(run, paths_by_step[steps[i]], caption, f"Samples of {run.name} {caption}")
+        if not steps and (path := run.path / "samples.png").is_file():
+            caption = "at the last snapshot"
+            pictures += picture(run, path, caption, f"Samples of {run.name} {caption}")
+        for path in sorted(run.path.glob("*/samples.json")):
+            if (path.parent / "grid.png").is_file():
+                caption = sampler_caption(run, path)
+                pictures += picture(run, path.parent / "grid.png", caption, f"Samples of {run.name}, {caption}")
+        blocks += [{"macro": "heading", "text": run.name}] if len(runs) > 1 and pictures else []
+        blocks += grid(pictures, "strip")
+    return blocks
 
 
-def drawn(run: Run, about: Path) -> tuple[str, str]:
-    """Caption and alternative text of a picture of `score_st.sample`."""
+def sampler_caption(run: Run, path: Path) -> str:
+    """Returns the caption of samples by their samples.json: folder, sampler, network evaluations and step."""
     try:
-        made = json.loads(about.read_bytes())
-        settings, nfe = made["settings"], made["nfe"]
+        result = json.loads(path.read_bytes())
+        settings, nfe = result["settings"], result["nfe"]
         name = settings["sampling.predictor"] if settings["sampling.method"] == "pc" else "ode"
-        caption = f"{about.parent.name}/: {name}, {nfe:.0f} evaluations, step {settings['step']:,}"
+        return f"{path.parent.name}/: {name}, {nfe:.0f} network evaluations, step {settings['step']:,}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        run.notes.append(f"{about.name} of {run.name} left out: {error!r}")
-        caption = f"{about.parent.name}/"
-    return caption, f"Samples of {run.name}, {caption}"
+        run.notes.append(f"{path.name} of {run.name} left out: {error!r}")
+        return f"{path.parent.name}/"
 
 
-def within(found: dict[str, list[dict]]) -> tuple[list[str], list[list[str]]]:
-    """Budgets of evaluations, and for each sampler the least distance within each and at all."""
-    valid = lambda points: [p for p in points if p["distance"] > 0]  # no NaN, which a sampler that diverged has
-    fixed = [points for sampler, points in found.items() if sampler != "ode"] or list(found.values())
-    asked = itertools.zip_longest(*(valid(points) for points in fixed))
-    budgets = sorted({max(p["nfe"] for p in points if p) for points in asked})
+def samplers(runs: list[Run]) -> list[Block]:
+    """The distance of samples over the network evaluations of each sampler."""
+    blocks = []
+    for run in (run for run in runs if run.samplers):
+        name, by_sampler, curves = run.samplers["figure"], run.samplers["samplers"], []
+        for style, (sampler, points) in enumerate(by_sampler.items()):
+            x, y = np.array([(p["nfe"], p["distance"]) for p in valid(points)], float).reshape(-1, 2).T
+            marker = figures.MARKERS[style % len(figures.MARKERS)]
+            curves += [Curve(sampler, x, y, style, marker=marker)] if len(x) else []
+        about = f"{name} of {run.samplers['num']} samples of {run.name}, the best within a number of evaluations"
+        panel, xlabel = Panel(name, curves, True), "network evaluations"
+        parts = table(about, *best_within(by_sampler))
+        parts += figure(f"{name} of {run.name} over network evaluations", [panel], xlabel, True)
+        if (path := run.path / "eval/samplers_images.png").is_file():
+            alt = f"Samples of {run.name}: one row each for {', '.join(by_sampler)}"
+            parts += picture(run, path, "One row per sampler, by network evaluations", alt)
+        blocks += grid(parts)
+    return blocks
+
+
+def best_within(by_sampler: dict[str, list[dict[str, float]]]) -> tuple[list[str], list[list[str]]]:
+    """Returns head and rows of a table: the least distance of each sampler within each budget of evaluations."""
+    fixed = [points for sampler, points in by_sampler.items() if sampler != "ode"] or list(by_sampler.values())
+    at_same_setting = itertools.zip_longest(*map(valid, fixed))
+    budgets = sorted({max(point["nfe"] for point in points if point) for points in at_same_setting})
     rows = []
-    for sampler, points in found.items():
-        cells = [[p["distance"] for p in valid(points) if p["nfe"] <= most] for most in (*budgets, math.inf)]
+    for sampler, points in by_sampler.items():
+        cells = [[p["distance"] for p in valid(points) if p["nfe"] <= budget] for budget in (*budgets, math.inf)]
         rows.append([sampler, *(f"{min(cell):.2f}" if cell else "–" for cell in cells)])
     return ["sampler", *(f"≤ {budget:.0f}" for budget in budgets), "any"], rows
 
 
-def samplers(runs: list[Run]) -> str:
-    html = ""
-    for run in (run for run in runs if run.samplers):
-        name, found, curves = run.samplers["figure"], run.samplers["samplers"], []
-        caption = f"{name} of {run.samplers['num']} samples of {run.name}, the best within a number of evaluations"
-        for style, (sampler, points) in enumerate(found.items()):
-            x, y = np.array([(p["nfe"], p["distance"]) for p in points if p["distance"] > 0]).reshape(-1, 2).T
-            curves += [Curve(sampler, x, y, style, marker="os^vDPX*"[style % 8])] if len(x) else []
-        chart = figure(f"{name} of {run.name} by evaluations", [Panel(name, curves, True)], "evaluations", True)
-        path, alt = (
-            run.path / "eval/samplers_images.png",
-            f"Samples of {run.name}: a row for each of {', '.join(found)}",
-        )
-        image = picture(run, path, "A row a sampler, by evaluations", alt) if path.is_file() else ""
-        html += grid(table(caption, *within(found)), chart, image)
-    return html
-
-
-def bits(runs: list[Run]) -> str:
-    charts, rows, columns = [], [], {}
+def bits_per_dim(runs: list[Run]) -> list[Block]:
+    """The figures of eval/bpd.json with their terms."""
+    charts: list[Block] = []
+    rows, columns = [], dict[str, None]()
     for run in runs:
         terms = {key: run.bpd[f"{key}_terms"] for key in BPD if key in run.bpd}
-        columns |= {name: None for each in terms.values() for name in each if name != "offset"}
-        for key in [key for key in ("nll", "nelbo") if key in terms] or list(terms):
-            who = f" of {run.name}" if len(runs) > 1 else ""
-            caption = f"{BPD[key]}{who}: {plus_minus(run.bpd, key)} bits/dim"
-            charts.append(
-                f"<figure><figcaption>{escape(caption)}</figcaption>{figures.waterfall(terms[key])}</figure>"
-            )
+        columns |= dict.fromkeys(name for values in terms.values() for name in values if name != "offset")
+        for key in [key for key in terms if key in ("nll", "nelbo")] or terms:
+            suffix = f" of {run.name}" if len(runs) > 1 else ""
+            caption = f"{BPD[key]}{suffix}: {plus_minus(run.bpd, key)} bits/dim"
+            chart = figures.waterfall(terms[key])
+            charts.append({"macro": "figure", "caption": caption, "chart": chart, "legend": {}})
     columns["offset"] = None  # last
     for run in runs:
-        for key, label in ((key, label) for key, label in BPD.items() if key in run.bpd):
-            errors = (number(run.bpd.get(f"{key}_stderr_{of}")) for of in ("images", "repeats"))
-            each = (number(run.bpd[f"{key}_terms"].get(name)) for name in columns)
-            rows.append([f"{run.name}, {label}" if len(runs) > 1 else label, number(run.bpd[key]), *errors, *each])
+        for key in (key for key in BPD if key in run.bpd):
+            errors = (number(run.bpd.get(f"{key}_stderr_{source}")) for source in ("images", "repeats"))
+            values = (number(run.bpd[f"{key}_terms"].get(name)) for name in columns)
+            rows.append([with_run(runs, run, BPD[key]), number(run.bpd[key]), *errors, *values])
     head = ["figure", "bits/dim", "± images", "± repeats", *columns]
-    return table("Each figure is the sum of its terms [bits/dim]", head, rows) + grid(*charts)
+    return table("Each figure is the sum of its terms [bits/dim]", head, rows) + grid(charts)
 
 
-def quality(runs: list[Run]) -> str:
+def quality(runs: list[Run]) -> list[Block]:
+    """The figures of eval/quality.json."""
     rows = []
     for run in runs:
-        for name, what in run.quality.get("figures", {}).items():
-            about = what["features"], what["resizing"], what["samples"], what["reference"] or "–"
-            value = [f"{what['value']:.5g}", "" if what["std"] is None else f"{what['std']:.3g}"]
-            rows.append([f"{run.name}, {name}" if len(runs) > 1 else name, *value, *about])
+        for name, entry in run.quality.get("figures", {}).items():
+            std = "" if entry["std"] is None else f"{entry['std']:.3g}"
+            about = entry["features"], entry["resizing"], entry["samples"], entry["reference"] or "–"
+            rows.append([with_run(runs, run, name), f"{entry['value']:.5g}", std, *about])
     head = ["figure", "value", "± std", "features", "resizing", "samples", "reference"]
     return table("Distances between samples and a reference", head, rows, numeric=False)
 
 
-def shown(value) -> str:
-    """A setting as the command line takes it."""
-    return f"({', '.join(map(shown, value))})" if isinstance(value, list) else "–" if value == "" else str(value)
+def differences(caption: str, head: list[str], *configs: dict[str, Any]) -> list[Block]:
+    """Returns a table of the keys whose values are not the same in all configurations."""
+    keys = [key for key in sorted(set().union(*configs)) if len({setting(c.get(key)) for c in configs}) > 1]
+    return table(caption, head, [[key, *(setting(c.get(key, "–")) for c in configs)] for key in keys], numeric=False)
 
 
-def details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
-
-
-def differing(caption: str, head: list[str], *configs: dict) -> str:
-    """The keys whose values are not the same in all."""
-    keys = [key for key in sorted(set().union(*configs)) if len({shown(c.get(key)) for c in configs}) > 1]
-    return table(caption, head, [[key, *(shown(c.get(key, "–")) for c in configs)] for key in keys], numeric=False)
-
-
-def configuration(runs: list[Run]) -> str:
+def configuration(runs: list[Run]) -> list[Block]:
+    """The settings, and the parameters of the network."""
     if len(runs) > 1:
-        found = differing(
-            "Settings that differ", ["setting", *(run.name for run in runs)], *(run.config for run in runs)
-        )
-        return found or "<p>All settings are the same.</p>"
+        head = ["setting", *(run.name for run in runs)]
+        blocks = differences("Settings that differ", head, *(run.config for run in runs))
+        return blocks or text("All settings are the same.")
     (run,) = runs
     if not run.config:
-        return ""
-    defaults, html = json.loads(json.dumps(flatten(default()))), ""
+        return []
+    defaults: dict[str, Any] = json.loads(json.dumps(flatten(default())))
+    caption = "Settings that differ from the defaults of score_st.config"
+    known = {key: defaults.get(key, "") for key in run.config}
+    blocks = differences(caption, ["setting", "here", "default"], run.config, known)
     if run.base:
         file = run.base["file"]
-        html = differing(
-            f"Settings that differ from {file}", ["setting", "here", "there"], run.config, flatten(run.base["config"])
-        )
-        html = html or f"<p>All settings are those of {escape(str(file))}.</p>"
-    head = "Settings that differ from the defaults of score_st.config"
-    changed = differing(
-        head, ["setting", "here", "default"], run.config, {key: defaults.get(key, "") for key in run.config}
-    )
-    html += details(head, changed) if run.base else changed
-    every = [[key, shown(value)] for key, value in sorted(run.config.items())]
-    return html + details("All settings", table("All settings", ["setting", "here"], every, numeric=False))
+        head = ["setting", "here", "there"]
+        own = differences(f"Settings that differ from {file}", head, run.config, flatten(run.base["config"]))
+        blocks = (own or text(f"All settings are those of {file}.")) + details(caption, blocks)
+    rows = [[key, setting(value)] for key, value in sorted(run.config.items())]
+    blocks += details("All settings", table("All settings", ["setting", "here"], rows, numeric=False))
+    rows = [[row["name"], "×".join(map(str, row["shape"])), f"{row['size']:,}"] for row in run.parameters]
+    caption = f"Parameters of the network: {sum(row['size'] for row in run.parameters):,}"
+    return blocks + details(caption, table(caption, ["name", "shape", "size"], rows))
 
 
-def speed(runs: list[Run]) -> str:
+def speed(runs: list[Run]) -> list[Block]:
+    """The speed of training and evaluation."""
     curves = [curve for style, run in enumerate(runs) for curve in run.curves("steps_per_s", style)]
-    rows, columns = {}, []
+    rows: dict[str, list[str]] = {}
     for i, run in enumerate(runs):
-        measured = {}
+        values = {}
         if len(per_s := run.column("steps_per_s")[1]):
-            measured["training, steps/s (median)"] = f"{np.median(per_s):.3g}"
-            if isinstance(size := run.config.get("training.batch_size"), int):
-                measured["training, images/s (median)"] = f"{size * np.median(per_s):,.3g}"
+            values["training, steps/s (median)"] = f"{np.median(per_s):.3g}"
+            if isinstance(batch := run.config.get("training.batch_size"), int):
+                values["training, images/s (median)"] = f"{batch * np.median(per_s):,.3g}"
         if len(waits := run.column("data_wait")[1]):
-            measured["training, share of time that waits for data (median)"] = f"{np.median(waits):.2%}"
+            values["training, share of time spent waiting for data (median)"] = f"{np.median(waits):.2%}"
         for key in (key for key in BPD if f"{key}_seconds_per_image" in run.bpd):
-            measured[f"{BPD[key]}, s/image with compilation"] = number(run.bpd[f"{key}_seconds_per_image"])
+            values[f"{BPD[key]}, s/image with compilation"] = number(run.bpd[f"{key}_seconds_per_image"])
             if f"{key}_nfe" in run.bpd:
-                measured[f"{BPD[key]}, evaluations of the network"] = number(run.bpd[f"{key}_nfe"], 0)
-        columns.append(run.name)
-        for name, value in measured.items():
+                values[f"{BPD[key]}, network evaluations"] = number(run.bpd[f"{key}_nfe"], 0)
+        for name, value in values.items():
             rows.setdefault(name, ["–"] * len(runs))[i] = value
-    shown = table("What was measured", ["figure", *columns], [[name, *cells] for name, cells in rows.items()])
-    return shown + grid(
-        figure("Speed of training, with all that a step waits for", [Panel("steps/s", curves)], "step")
-    )
+    head = ["figure", *(run.name for run in runs)]
+    shown = table("Measured speeds", head, [[name, *cells] for name, cells in rows.items()])
+    caption = "Speed of training, with everything that a step waits for"
+    return shown + grid(figure(caption, [Panel("steps/s", curves)], "step"))
 
 
-# id, heading, what makes it
-SECTIONS = (
+SECTIONS: tuple[tuple[str, str, Callable[[list[Run]], list[Block]]], ...] = (  # id, heading, blocks
     ("training", "Training", training),
-    ("time", "Loss and gradient by time", by_time),
-    ("samples", "Samples over training", samples),
+    ("time", "Loss and gradient over diffusion time", over_time),
+    ("samples", "Samples during training", samples),
     ("samplers", "Samplers", samplers),
-    ("bits", "Bits/dim and their terms", bits),
+    ("bits", "Bits/dim and their terms", bits_per_dim),
     ("quality", "Sample quality", quality),
     ("configuration", "Configuration", configuration),
     ("speed", "Speed", speed),
