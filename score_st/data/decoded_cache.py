@@ -1,5 +1,6 @@
 """data.prepared: a copy of a data set's images, decoded once, in files that are mapped into memory when read."""
 
+import functools
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data.images import LazyImages
 from score_st.runtime import progress
-from score_st.runtime.workdir import write_text
+from score_st.runtime.resumable import Chunks
 
 CHUNK = 256  # images written between two entries of the progress file
 MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")  # keys the copy depends on
@@ -65,23 +66,24 @@ def write_copy(
     """
     path, settings = copy_path(config, split), {key: config.data[key] for key in MEANING}
     part, note = path.with_suffix(".part"), path.with_suffix(".part.json")
-    about: dict = {"settings": settings, "shape": list(images.shape), "done": 0, "crc32": 0}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists() and note.exists():
-            before = json.loads(note.read_text())
-            about = before if {**before, "done": 0, "crc32": 0} == about else about
-        mode = "r+" if about["done"] else "w+"
-        copy = np.lib.format.open_memmap(part, mode, None if about["done"] else np.uint8, images.shape)
-        loop = progress.Loop(f"preparing {split}", about["done"], len(images), "images", seconds=2)
+        if not part.exists():
+            note.unlink(missing_ok=True)
+        chunks = Chunks(note, {"settings": settings, "shape": list(images.shape)}, {"done": 0, "crc32": 0})
+        start = chunks.state["done"]
+        copy = np.lib.format.open_memmap(part, "r+" if start else "w+", None if start else np.uint8, images.shape)
+        loop = progress.Loop(f"preparing {split}", start, len(images), "images", seconds=2)
         with ThreadPoolExecutor(max(config.data.num_threads, 1)) as pool:
-            while (first := about["done"]) < len(images):
-                chunk = np.stack(list(pool.map(images.image, range(first, min(first + chunk_size, len(images))))))
-                copy[first : first + len(chunk)] = chunk
+
+            def write_chunk(first: int) -> dict[str, int]:
+                stop = min(first + chunk_size, len(images))
+                copy[first:stop] = chunk = np.stack(list(pool.map(images.image, range(first, stop))))
                 copy.flush()
-                about |= {"done": first + len(chunk), "crc32": zlib.crc32(chunk.data, about["crc32"])}
-                write_text(note, json.dumps(about))
-                loop(about["done"])
+                return {"done": stop, "crc32": zlib.crc32(chunk.data, chunks.state["crc32"])}
+
+            for first in range(start, len(images), chunk_size):
+                loop(chunks((first,), functools.partial(write_chunk, first))["done"])
         part.replace(path.with_suffix(".npy"))
         note.replace(path.with_suffix(".json"))
     except OSError as error:
