@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,14 +17,14 @@ class DiffusionModel:
 
     Attributes:
       image_shape: (H, W, C).
-      network: a Flax module, (x [B, H, W, C], time_cond [B], train, log_time_cond) -> [B, H, W, C].
+      network: a Flax module, see `networks.Network`.
       sde: the diffusion.
       parametrization: how the network's output becomes a score.
       scaler: between integer images and what the network sees.
     """
 
     image_shape: tuple[int, int, int]
-    network: nn.Module
+    network: networks.Network
     sde: sde.SDE
     parametrization: parametrization.Parametrization
     scaler: preprocessing.Scaler

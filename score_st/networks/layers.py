@@ -1,7 +1,7 @@
-"""The parts of NCSN++ and DDPM++ (Song et al. 2021, appendix H). Images are [B, H, W, C], embeddings [B, D].
+"""The layers of NCSN++ and DDPM++ (Song et al. 2021, appendix H). Images are [B, H, W, C], embeddings [B, D].
 
-Submodules carry the names of the official PyTorch code, so that a checkpoint maps by name. `dtype` is that of the
-arithmetic; parameters, statistics of the normalisation, softmax and time embedding stay in float32.
+Submodules have the names of the official PyTorch code, so that a checkpoint maps by name. `dtype` is the type of the
+arithmetic; parameters, statistics of the normalization, softmax and time embedding stay in float32.
 """
 
 import functools
@@ -12,37 +12,41 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from score_st.array_types import Array, Float
 from score_st.networks import resample
 
 
-def default_init(scale: float = 1.0):
-    """DDPM's: uniform, variance scaled by the mean of fan in and fan out; 0 stands for 1e-10."""
+def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
+    """DDPM's initializer: uniform, with variance scale / mean(fan in, fan out); scale 0 stands for 1e-10."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def conv(features: int, size: int, name: str, dtype, init_scale: float = 1.0, **options) -> nn.Conv:
+def conv(features: int, size: int, name: str, dtype: DTypeLike, init_scale: float = 1.0, **options: Any) -> nn.Conv:
+    """A `size` x `size` convolution that keeps the size of the image, unless `options` of nn.Conv change that."""
     options = {"padding": size // 2} | options
     return nn.Conv(features, (size, size), kernel_init=default_init(init_scale), dtype=dtype, name=name, **options)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation [B, H, W, C], with nn.GroupNorm's parameters.
+    """Group normalization, with the parameters of nn.GroupNorm.
 
-    Sums run over the pixels of each channel first, along which memory is contiguous, then over a group's channels: an
-    eighth of a training step on a CPU.
+    Means are taken over the pixels of each channel first, where memory is contiguous, and then over the channels of a
+    group. On a CPU, this saves an eighth of a train step.
     """
 
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The normalized images, in `dtype`."""
         b, _, _, c = x.shape
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 
-        def group_mean(x):
+        def group_mean(x: Array) -> Array:
             means = x.mean((1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
             return jnp.repeat(means, c // self.groups, axis=1)[:, None, None]
 
@@ -53,36 +57,42 @@ class GroupNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Of x [B, ...], with a mask for each image by its place in the batch: the same on any number of devices."""
+    """Dropout whose mask depends on an image's place in the batch, and not on the number of devices."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x):
-        key, first = self.make_rng("dropout"), 0
+    def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """`x` with zeros at random, and the rest scaled up."""
+        key: Array = self.make_rng("dropout")
+        first: int | Array = 0  # the place of x[0] in the batch
         mesh = jax.sharding.get_abstract_mesh()
-        if axes := tuple(axis for axis in mesh.axis_names if axis in mesh.manual_axes):  # x is one device's share
+        if axes := tuple(axis for axis in mesh.axis_names if axis in mesh.manual_axes):  # x is the device's share
             first = jax.lax.axis_index(axes) * len(x)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(len(x)))
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-def group_norm(channels: int, name: str, dtype) -> GroupNorm:
+def group_norm(channels: int, name: str, dtype: DTypeLike) -> GroupNorm:
+    """Group normalization with four channels per group, but at most 32 groups."""
     return GroupNorm(min(channels // 4, 32), dtype, name=name)
 
 
-def dense(features: int, name: str, dtype=jnp.float32) -> nn.Dense:
+def dense(features: int, name: str, dtype: DTypeLike | None = jnp.float32) -> nn.Dense:
+    """A dense layer with DDPM's initializer; `dtype` None is that of its input and parameters."""
     return nn.Dense(features, kernel_init=default_init(), dtype=dtype, name=name)
 
 
-def merge(x, h, rescale: bool):
-    """x + h, over √2 where that keeps the variance."""
+def merge(x: Float[Array, "*S"], h: Float[Array, "*S"], rescale: bool) -> Float[Array, "*S"]:
+    """The sum x + h, divided by √2 with `rescale`, which keeps the variance."""
     return (x + h) / math.sqrt(2) if rescale else x + h
 
 
-def positional_embedding(time_cond, dim: int, max_positions: float = 10000.0):
-    """Sines and cosines [B, dim] of `time_cond` [B] at geometric frequencies."""
+def positional_embedding(
+    time_cond: Float[Array, " B"], dim: int, max_positions: float = 10000.0
+) -> Float[Array, "B {dim}"]:
+    """Sines and cosines of `time_cond` at `dim` // 2 geometric frequencies from 1 to 1/max_positions."""
     half = dim // 2
     frequencies = jnp.exp(jnp.arange(half, dtype=time_cond.dtype) * (-math.log(max_positions) / (half - 1)))
     angles = time_cond[:, None] * frequencies
@@ -91,33 +101,35 @@ def positional_embedding(time_cond, dim: int, max_positions: float = 10000.0):
 
 
 class GaussianFourierProjection(nn.Module):
-    """Sines and cosines [B, 2 size] of [B] at fixed random frequencies."""
+    """Sines and cosines at `size` random frequencies of standard deviation `scale`, which are not trained."""
 
     size: int
     scale: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, " B"]) -> Float[Array, "B D"]:
+        """The features, D = 2 size."""
         w = jax.lax.stop_gradient(self.param("W", nn.initializers.normal(self.scale), (self.size,)))
         angles = 2 * math.pi * x[:, None] * w
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
-def fourier_features(x):
-    """The image with its sines and cosines at frequencies 128π and 256π: [B, H, W, 5C]."""
+def fourier_features(x: Float[Array, "B H W C"]) -> Float[Array, "B H W 5*C"]:
+    """The images with their sines and cosines at frequencies 128π and 256π as more channels."""
     angles = [128 * math.pi * x, 256 * math.pi * x]
     return jnp.concatenate([x, *(f(a) for a in angles for f in (jnp.sin, jnp.cos))], axis=-1)
 
 
 class NIN(nn.Module):
-    """A dense layer on the channels."""
+    """A dense layer over the channels of each pixel (network in network)."""
 
     features: int
     init_scale: float = 0.1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... D"]:
+        """The images with D = `features` channels."""
         w = self.param("W", default_init(self.init_scale), (x.shape[-1], self.features))
         b = self.param("b", nn.initializers.zeros, (self.features,))
         x, w, b = nn.dtypes.promote_dtype(x, w, b, dtype=self.dtype)
@@ -125,14 +137,15 @@ class NIN(nn.Module):
 
 
 class AttnBlockpp(nn.Module):
-    """Self-attention of one head over the pixels."""
+    """Self-attention over the pixels, with one head."""
 
     skip_rescale: bool
     init_scale: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The images, plus what attention gives."""
         b, h, w, c = x.shape
         y = group_norm(c, "GroupNorm_0", self.dtype)(x)
         q, k, v = (NIN(c, dtype=self.dtype, name=f"NIN_{i}")(y).reshape(b, h * w, c) for i in range(3))
@@ -145,15 +158,19 @@ class AttnBlockpp(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A 3x3 convolution fused with resampling by a FIR filter."""
+    """A 3x3 convolution fused with resampling by a FIR filter.
+
+    `resample` is `resample.upsample_conv` or `resample.conv_downsample`.
+    """
 
     features: int
     resample: Callable
     fir_kernel: Sequence[int | float]
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
+        """The images at their new size, with D = `features` channels."""
         kernel = self.param("kernel", default_init(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -161,15 +178,16 @@ class Conv2d(nn.Module):
 
 
 class Upsample(nn.Module):
-    """By 2, with a convolution to `features` channels where that is given."""
+    """Doubles the size of the images, with a convolution if `features` is given."""
 
     fir: bool
     fir_kernel: Sequence[int | float]
     features: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W D"]:
+        """The images at twice the size, with D = C or `features` channels."""
         if self.features is None:
             return resample.upsample_fir(x, self.fir_kernel) if self.fir else resample.upsample_naive(x)
         if self.fir:
@@ -178,15 +196,16 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """By 2, with a convolution to `features` channels where that is given."""
+    """Halves the size of the images, with a convolution if `features` is given."""
 
     fir: bool
     fir_kernel: Sequence[int | float]
     features: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 D"]:
+        """The images at half the size, with D = C or `features` channels."""
         if self.features is None:
             return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_naive(x)
         if self.fir:
@@ -195,21 +214,26 @@ class Downsample(nn.Module):
 
 
 class Combine(nn.Module):
-    """The input pyramid x joined to y, after a 1x1 convolution to y's channels."""
+    """Merges the input pyramid into the features, after a 1x1 convolution to their number of channels.
+
+    `method` is "sum", or "cat" to concatenate the channels.
+    """
 
     method: str
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y):
+    def __call__(self, x: Float[Array, "B H W C"], y: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+        """The pyramid `x` merged into the features `y`; E = D, or 2D for "cat"."""
         h = conv(y.shape[-1], 1, "Conv_0", self.dtype)(x)
         return jnp.concatenate([h, y], axis=-1) if self.method == "cat" else h + y
 
 
 class ResnetBlock(nn.Module):
-    """DDPM's or BigGAN's residual block, `resample` by "up" or "down" in BigGAN's alone.
+    """The residual block of DDPM, or of BigGAN (`biggan`), which may resample ("up" or "down").
 
-    They differ in the shortcut: NIN where the channels change, or a 1x1 convolution there and where it resamples.
+    They differ in the shortcut where the number of channels changes: NIN in DDPM, a 1x1 convolution in BigGAN, which
+    has it also where it resamples.
     """
 
     act: Callable
@@ -221,16 +245,24 @@ class ResnetBlock(nn.Module):
     fir: bool
     fir_kernel: Sequence[int | float]
     resample: str = ""
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, temb, train: bool):
+    def __call__(
+        self, x: Float[Array, "B H W C"], temb: Float[Array, "B E"] | None, train: bool
+    ) -> Float[Array, "B H2 W2 D"]:
+        """The images with D = `features` channels.
+
+        Args:
+          x: images.
+          temb: time embedding, if the network is conditional.
+          train: use dropout, with random numbers from the "dropout" key.
+        """
         channels = x.shape[-1]
         h = self.act(group_norm(channels, "GroupNorm_0", self.dtype)(x))
         if self.resample:
-            kind = Upsample if self.resample == "up" else Downsample
-            change = kind(self.fir, self.fir_kernel)
-            h, x = change(h), change(x)
+            resampled = (Upsample if self.resample == "up" else Downsample)(self.fir, self.fir_kernel)
+            h, x = resampled(h), resampled(x)
         h = conv(self.features, 3, "Conv_0", self.dtype)(h)
         if temb is not None:
             h += dense(self.features, "Dense_0", self.dtype)(self.act(temb))[:, None, None]

@@ -1,38 +1,49 @@
-"""NCSN++ and DDPM++ (Song et al. 2021), one U-Net with options; U-NCSN++ and U-DDPM++ differ in the time."""
+"""NCSN++ and DDPM++ (Song et al. 2021), one U-Net with options.
 
+UNCSN++ and UDDPM++ (Kim et al. 2022) are the same networks with another time conditioning.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
+from score_st.array_types import Array, Float
+from score_st.config import ConfigError, choose
 from score_st.networks import layers
+from score_st.networks.network import REMAT
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable] = {
     "swish": nn.swish,
     "elu": nn.elu,
     "relu": nn.relu,
     "lrelu": functools.partial(nn.leaky_relu, negative_slope=0.2),
 }
-
-
-# what the backward pass does not find stored: nothing, all but convolutions and products, or residual blocks
-REMAT = {
-    "none": None,
-    "elementwise": jax.checkpoint_policies.dots_saveable,
-    "blocks": jax.checkpoint_policies.nothing_saveable,
+CHOICES = {
+    "embedding_type": ("fourier", "positional"),
+    "nonlinearity": tuple(ACTIVATIONS),
+    "resblock_type": ("biggan", "ddpm"),
+    "progressive": ("none", "output_skip", "residual"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_combine": ("sum", "cat"),
 }
 
 
 class NCSNpp(nn.Module):
-    """A U-net with blocks for each of len(ch_mult) resolutions.
+    """A U-Net with len(ch_mult) resolutions.
 
-    The submodule `all_modules_i` is the i-th of the official network's list. Options have the names and meanings of
-    `config.model`; `sigma_min`, `sigma_max` and `num_scales` are used by scale_by_sigma with positional embedding.
+    The fields have the names and meanings of `config.model`. The submodule `all_modules_i` is the i-th of the official
+    network's list, so that a checkpoint maps by name. `sigma_min`, `sigma_max` and `num_scales` matter only for
+    scale_by_sigma with a positional embedding.
     """
+
+    FIXED_PARAMS: ClassVar[frozenset[str]] = frozenset({"all_modules_0/W"})  # frequencies of the Fourier embedding
 
     nf: int
     ch_mult: Sequence[int]
@@ -61,22 +72,28 @@ class NCSNpp(nn.Module):
     sigma_max: float
     num_scales: int
     centered: bool
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x, time_cond, train: bool = False, log_time_cond=None):
-        """The network's output [B, H, W, C] in the type of x.
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        time_cond: Float[Array, " B"],
+        train: bool = False,
+        log_time_cond: Float[Array, " B"] | None = None,
+    ) -> Float[Array, "B H W C"]:
+        """The output, in the type of `x`; see `Network`.
 
         Args:
-          x: images [B, H, W, C].
-          time_cond: [B], t · 999 or σ.
-          train: with dropout, for which there must be a "dropout" key.
-          log_time_cond: [B], embedded by Gaussian Fourier features instead of log(time_cond).
+          x: noisy images.
+          time_cond: 999 t or σ.
+          train: use dropout, with random numbers from the "dropout" key.
+          log_time_cond: for the Gaussian Fourier embedding, in place of log(time_cond).
         """
-        net = _Modules(self)
+        net = _Submodules(self)
         temb = self._embed(net, time_cond, log_time_cond)
-        image, kind = x if self.centered else 2 * x - 1, x.dtype
+        image, dtype = x if self.centered else 2 * x - 1, x.dtype
         features = image
         if self.fourier_feature:
             net.skip()
@@ -97,19 +114,19 @@ class NCSNpp(nn.Module):
         h = net.block(h.shape[-1])(h, temb, train)
         h = net.attention()(h)
         h = net.block(h.shape[-1])(h, temb, train)
-        pyramid = None
+        output_pyramid: Any = None
         for level in reversed(levels):
             for _ in range(self.num_res_blocks + self.auxiliary_resblock):
-                joined = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = net.block(self.nf * self.ch_mult[level])(joined, temb, train)
-            h, pyramid = self._progress(net, net.attend(h), pyramid, x.shape[-1])
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = net.block(self.nf * self.ch_mult[level])(h, temb, train)
+            h, output_pyramid = self._progress(net, net.attend(h), output_pyramid, x.shape[-1])
             if level != 0:
                 h = self._up(net, h, temb, train)
-        h = pyramid if self.progressive == "output_skip" else net.normed_conv(h, x.shape[-1], self.init_scale)
-        return self._scale(h.astype(kind), time_cond)
+        h = output_pyramid if self.progressive == "output_skip" else net.normed_conv(h, x.shape[-1], self.init_scale)
+        return self._scale(h.astype(dtype), time_cond)
 
-    def _embed(self, net, time_cond, log_time_cond):
-        """The time embedding [B, 4 nf], or None where the network is not conditional."""
+    def _embed(self, net: "_Submodules", time_cond: Array, log_time_cond: Array | None) -> Array | None:
+        """The time embedding [B, 4 width], or None if the network is not conditional."""
         if self.embedding_type == "fourier":
             project = layers.GaussianFourierProjection(self.nf, self.fourier_scale, name=net.name())
             temb, width = project(jnp.log(time_cond) if log_time_cond is None else log_time_cond), self.nf
@@ -121,8 +138,10 @@ class NCSNpp(nn.Module):
         temb = layers.dense(4 * width, net.name(), None)(temb)
         return layers.dense(4 * width, net.name(), None)(net.act(temb))
 
-    def _down(self, net, h, pyramid, temb, train):
-        """To half the size, with the input pyramid joined."""
+    def _down(
+        self, net: "_Submodules", h: Array, pyramid: Array, temb: Array | None, train: bool
+    ) -> tuple[Array, Array]:
+        """Halves the size of `h` and of the input pyramid, and merges the pyramid into `h`."""
         if self.resblock_type == "ddpm":
             h = net.resample(layers.Downsample, h.shape[-1] if self.resamp_with_conv else None)(h)
         elif self.auxiliary_resblock:
@@ -135,14 +154,14 @@ class NCSNpp(nn.Module):
             h = pyramid = layers.merge(pyramid, h, self.skip_rescale)
         return h, pyramid
 
-    def _up(self, net, h, temb, train):
-        """To twice the size."""
+    def _up(self, net: "_Submodules", h: Array, temb: Array | None, train: bool) -> Array:
+        """Doubles the size of `h`."""
         if self.resblock_type == "ddpm":
             return net.resample(layers.Upsample, h.shape[-1] if self.resamp_with_conv else None)(h)
         return net.block(h.shape[-1], "up")(h, temb, train) if self.auxiliary_resblock else h
 
-    def _progress(self, net, h, pyramid, channels: int):
-        """The output pyramid with what this level adds; None without one."""
+    def _progress(self, net: "_Submodules", h: Array, pyramid: Array | None, channels: int) -> tuple[Array, Any]:
+        """`h`, and the output pyramid with this level's contribution (None without a pyramid)."""
         if self.progressive == "output_skip":
             new = net.normed_conv(h, channels, self.init_scale)
             if pyramid is not None:
@@ -156,8 +175,11 @@ class NCSNpp(nn.Module):
             return pyramid, pyramid
         return h, None
 
-    def _scale(self, h, time_cond):
-        """The output over σ, which is the time conditioning itself, or of a discrete network its level."""
+    def _scale(self, h: Array, time_cond: Array) -> Array:
+        """The output divided by σ, if scale_by_sigma.
+
+        σ is the time conditioning itself, or with a positional embedding the noise level of that number.
+        """
         if not self.scale_by_sigma:
             return h
         sigma = time_cond
@@ -167,30 +189,30 @@ class NCSNpp(nn.Module):
         return h / sigma[:, None, None, None]
 
 
-class _Modules:
-    """Makes the submodules of an NCSNpp, numbered in the order of making."""
+class _Submodules:
+    """Builds the submodules of an NCSNpp, and numbers them in the order in which they are built."""
 
-    def __init__(self, net: NCSNpp):
+    def __init__(self, net: NCSNpp) -> None:
         self.net, self.act, self.next = net, ACTIVATIONS[net.nonlinearity], 0
 
     def name(self) -> str:
         self.next += 1
         return f"all_modules_{self.next - 1}"
 
-    skip = name  # a module without parameters
+    skip = name  # the official list has a module without parameters here
 
-    def conv(self, features: int, init_scale: float = 1.0):
+    def conv(self, features: int, init_scale: float = 1.0) -> nn.Conv:
         return layers.conv(features, 3, self.name(), self.net.dtype, init_scale)
 
-    def normed_conv(self, h, features: int, init_scale: float = 1.0):
+    def normed_conv(self, h: Array, features: int, init_scale: float = 1.0) -> Array:
         h = layers.group_norm(h.shape[-1], self.name(), self.net.dtype)(h)
         return self.conv(features, init_scale)(self.act(h))
 
-    def block(self, features: int, resample: str = ""):
-        net, kind = self.net, layers.ResnetBlock
+    def block(self, features: int, resample: str = "") -> nn.Module:
+        net, block = self.net, layers.ResnetBlock
         if net.remat != "none":
-            kind = nn.remat(kind, static_argnums=3, policy=REMAT[net.remat])
-        block = kind(
+            block = nn.remat(block, static_argnums=3, policy=REMAT[net.remat])
+        return block(
             self.act,
             features,
             net.dropout,
@@ -203,15 +225,49 @@ class _Modules:
             net.dtype,
             name=self.name(),
         )
-        return block
 
-    def resample(self, kind, features: int | None):
-        return kind(self.net.fir, self.net.fir_kernel, features, self.net.dtype, name=self.name())
+    def resample(
+        self, layer: type[layers.Upsample] | type[layers.Downsample], features: int | None
+    ) -> layers.Upsample | layers.Downsample:
+        return layer(self.net.fir, self.net.fir_kernel, features, self.net.dtype, name=self.name())
 
-    def attention(self):
+    def attention(self) -> layers.AttnBlockpp:
         return layers.AttnBlockpp(self.net.skip_rescale, self.net.init_scale, self.net.dtype, name=self.name())
 
-    def attend(self, h: jax.Array):
+    def attend(self, h: Array) -> Array:
+        """`h` after self-attention, if there is any at its resolution."""
         if self.net.attention and h.shape[1] in self.net.attn_resolutions:
             return self.attention()(h)
         return h
+
+
+def from_config(config: ConfigDict) -> NCSNpp:
+    """NCSN++ or DDPM++ with the settings of `config.model`.
+
+    Raises:
+      ConfigError: a setting is unknown, or there is no such network.
+    """
+    model, image_size, levels = config.model, config.data.image_size, len(config.model.ch_mult)
+    for key, choices in CHOICES.items():
+        choose(dict.fromkeys(choices), model[key], f"model.{key}")
+    if model.nf < 4:
+        raise ConfigError(f"config.model.nf={model.nf}: should be 4 or more")
+    if not levels:
+        raise ConfigError("config.model.ch_mult=(): should have at least one number")
+    factor = 2 ** (levels - 1)
+    if image_size < factor or image_size % factor:
+        nearest = max(round(image_size / factor), 1) * factor
+        raise ConfigError(
+            f"config.data.image_size={image_size}: {levels} resolutions (model.ch_mult) halve it {levels - 1} times, "
+            f"so it should be a multiple of {factor}, such as {nearest}"
+        )
+    no_pyramids = model.progressive == model.progressive_input == "none"
+    if not model.auxiliary_resblock and not (model.resblock_type == "biggan" and no_pyramids):
+        raise ConfigError(
+            "config.model.auxiliary_resblock=False: needs resblock_type=biggan and no progressive pyramids"
+        )
+    fields = {field.name for field in dataclasses.fields(NCSNpp)} - {"name", "parent"}
+    settings = {key: value for key, value in model.items() if key in fields}
+    if not model.lsgm:
+        settings["embedding_dim"] = model.nf
+    return NCSNpp(**settings, centered=config.data.centered)

@@ -13,6 +13,7 @@ import numpy as np
 
 from score_st import networks
 from score_st.config import ConfigError, flatten
+from score_st.networks.ncsnpp import NCSNpp
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,14 +45,13 @@ class Slot(NamedTuple):
 def layout(params) -> list[Slot]:
     """The parameters of a network (arrays or ShapeDtypeStructs) in PyTorch's order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    trainable = jax.tree.leaves(networks.trainable(params))
 
     def slot(leaf: int) -> Slot:
         path, value = leaves[leaf]
-        first, *rest, last = (key.key for key in path)
+        first, *rest, last = keys = [key.key for key in path]
         name = ".".join([first.replace("all_modules_", "all_modules."), *rest, LEAVES.get(last, last)])
         axes = AXES[value.ndim] if last == "kernel" else tuple(range(value.ndim))
-        return Slot(name, tuple(value.shape[a] for a in axes), axes, leaf, trainable[leaf])
+        return Slot(name, tuple(value.shape[a] for a in axes), axes, leaf, "/".join(keys) not in NCSNpp.FIXED_PARAMS)
 
     def order(slot: Slot):
         _, index, *parts = slot.name.split(".")

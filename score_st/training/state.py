@@ -1,5 +1,7 @@
 """What training carries from step to step, the optimiser, and how both lie on the devices."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,11 @@ class TrainState:
     ema_updates: of the average, int32; differs from `step` only in converted checkpoints.
     """
 
-    step: jax.Array
+    step: Any
     params: dict
     opt_state: tuple
     ema: dict
-    ema_updates: jax.Array
+    ema_updates: Any
 
 
 def create(params, optimizer: optax.GradientTransformation) -> TrainState:

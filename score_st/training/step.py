@@ -16,11 +16,11 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from score_st import networks
 from score_st.config import ConfigError, choose
 from score_st.data import preprocessing
 from score_st.diffusion import losses, truncation
 from score_st.model import DiffusionModel
-from score_st.networks.ncsnpp import REMAT
 from score_st.runtime import sharding
 from score_st.training import optimizer, state
 
@@ -122,7 +122,7 @@ def summed(gradient, specs, dtype):
 
 def gradient_of_share(params, inputs, dropout_key, *, setup: TrainStepConfig, specs):
     """On one device of the mesh: mean loss and gradient over all devices, from this one's share of the inputs."""
-    params, micro = joined(params, specs, setup.model.network.dtype), setup.micro_batches
+    params, micro = joined(params, specs, networks.arithmetic_dtype(setup.model.network)), setup.micro_batches
     gradient_of = jax.value_and_grad(functools.partial(mean_loss, setup))
 
     def accumulate(total, part):
@@ -184,7 +184,7 @@ def eval_loss(params, images, key, *, setup: TrainStepConfig):
     setup = dataclasses.replace(setup, truncation=fixed, random_flip=False)
 
     def share(params, inputs, _, *, setup, specs):
-        params = joined(params, specs, setup.model.network.dtype)
+        params = joined(params, specs, networks.arithmetic_dtype(setup.model.network))
         return jax.lax.pmean(mean_loss(setup, params, inputs, None), sharding.AXES)
 
     return on_devices(share, setup, 1)(params, draw(setup, images, key), key)
@@ -215,8 +215,8 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
     training, micro, devices = config.training, config.optim.num_micro_batch, mesh.size
     made = DiffusionModel.from_config(config)
     dtypes = [choose(DTYPES, training[key], f"training.{key}") for key in ("dtype", "reduce_dtype")]
-    choose(REMAT, training.remat, "training.remat")
-    made = dataclasses.replace(made, network=made.network.clone(dtype=dtypes[0], remat=training.remat))
+    network = networks.with_arithmetic(made.network, dtypes[0], training.remat)
+    made = dataclasses.replace(made, network=network)
     groups = training.tau_groups or mesh.shape["data"]
     for key, value in (("optim.num_micro_batch", micro), ("training.n_jitted_steps", training.n_jitted_steps)):
         if value < 1:
