@@ -105,14 +105,19 @@ def reading_speed(config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | Laz
     return round(count / (time.perf_counter() - start), 1)
 
 
+def parser() -> cli.Parser:
+    """Returns the parser of the command line."""
+    about = "Reads a data set: statistics, speed, a picture of examples."
+    return cli.parser("data", about, EXAMPLES, workdir=".")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command.
 
     Raises:
       ConfigError: the data set can't be read, or the results can't be written.
     """
-    parser = cli.parser("data", "Reads a data set: statistics, speed, a picture of examples.", EXAMPLES, workdir=".")
-    arguments = cli.parse(parser, argv)
+    arguments = cli.parse(parser(), argv)
     config, out = arguments.config, Path(arguments.workdir) / f"data_{arguments.config.data.dataset}"
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
