@@ -1,7 +1,7 @@
-"""What a compiled TPU program says of itself in its HLO text: collectives, and what moves bytes to and from memory.
+"""What the HLO text of a compiled TPU program says: collectives, and traffic to and from memory.
 
-XLA's own count of bytes (`cost_analysis`) takes in what stays in the chip's vector memory (`S(1)` in a layout), and
-counts a loop's body once.
+XLA's own count of bytes (`cost_analysis`) includes what stays in the chip's vector memory (`S(1)` in a layout), and
+counts the body of a loop once.
 """
 
 import collections
@@ -10,20 +10,21 @@ import math
 import re
 from collections.abc import Iterator
 
-BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}  # others end in their number of bits
+BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}  # other types end in their number of bits
 ARRAY = re.compile(r"\b(pred|token|opaque|bf16|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(")
 INSTRUCTION = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-COPIES = {"copy-start": 0, "slice-start": 1}  # where the destination is in the shape
-STILL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "while", "conditional", "call"}
+COPIES = {"copy-start": 0, "slice-start": 1}  # the position of the destination in the shape
+FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "while", "conditional", "call"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`arguments` is the rest of the line after the opening parenthesis."""
+    """A line of a computation; `arguments` is the rest of the line after the opening parenthesis."""
 
     name: str
     shape: str
@@ -32,23 +33,29 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """The names of the instructions that it takes."""
         return re.findall(r"%([\w.-]+)", self.arguments.partition(")")[0])
 
     @property
     def source(self) -> str:
-        """The operation in the Python code: its name scopes and primitive."""
-        found = re.search(r'op_name="([^"]*)"', self.arguments)
-        return found[1] if found else ""
+        """The operation in the Python code, by name scopes and primitive."""
+        match = re.search(r'op_name="([^"]*)"', self.arguments)
+        return match[1] if match else ""
+
+
+Computation = dict[str, Instruction]
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Attributes:
-    kind: one of KINDS.
-    types: of the elements.
-    bytes: of the whole array before it is scattered or after it is gathered.
-    group: devices that take part together.
-    times: a step.
+    """Communication between devices.
+
+    Attributes:
+      kind: one of KINDS.
+      types: of the elements.
+      bytes: size of the full array, before it is scattered or after it is gathered.
+      group: number of devices that take part together.
+      times: how often a step runs it.
     """
 
     kind: str
@@ -60,7 +67,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Of a shape: `padded` is its size with the tiles that its layout fills up; `in_hbm` is False in vector memory."""
+    """An array of a shape; `padded` is its size with full tiles, `in_hbm` is False in vector memory."""
 
     type: str
     bytes: int
@@ -69,102 +76,109 @@ class Array:
 
 
 def arrays(shape: str) -> Iterator[Array]:
-    """The arrays of a shape, which may be a tuple."""
+    """Yields the arrays of a shape, which may be a tuple."""
     for kind, dims, layout in ARRAY.findall(shape):
         bits = BITS[kind] if kind in BITS else int(kind[1:])
-        sizes = [int(d) for d in dims.split(",") if d]
+        sizes = [int(size) for size in dims.split(",") if size]
         padded = list(sizes)
         if tile := re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout):  # from the most minor axis
-            for axis, by in zip(tile[1].split(","), reversed(tile[2].split(",")), strict=False):
-                padded[int(axis)] = -(-sizes[int(axis)] // int(by)) * int(by)
-        size, filled = (math.prod(s) * bits // 8 for s in (sizes, padded))
-        yield Array(kind, size, filled, not re.search(r"S\([1-9]", layout))
+            for axis, multiple in zip(tile[1].split(","), reversed(tile[2].split(",")), strict=False):
+                padded[int(axis)] = -(-sizes[int(axis)] // int(multiple)) * int(multiple)
+        exact, tiled = (math.prod(axes) * bits // 8 for axes in (sizes, padded))
+        yield Array(kind, exact, tiled, not re.search(r"S\([1-9]", layout))
 
 
 class Program:
-    """Args: text: `Compiled.as_text()`."""
+    """The computations of a program, and how often a step runs each."""
 
-    def __init__(self, text: str):
-        self.computations, self.entry, current = {}, None, {}
+    def __init__(self, text: str) -> None:
+        """Parses `Compiled.as_text()`."""
+        self.computations: dict[str, Computation] = {}
+        entry, current = "", Computation()
         for line in text.splitlines():
             if match := COMPUTATION.match(line):
                 current = self.computations[match[2]] = {}
-                self.entry = match[2] if match[1] else self.entry
+                entry = match[2] if match[1] else entry
             elif match := INSTRUCTION.match(line):
                 current[match[1]] = Instruction(*match.groups())
-        self.times = collections.Counter()
-        self._count(self.entry, 1)
+        self.times: collections.Counter[str] = collections.Counter()
+        self._count(entry, 1)
 
-    def _count(self, name: str, times: int):
-        """How often each computation runs; a loop of unknown length counts once."""
+    def _count(self, name: str, times: int) -> None:
+        """Counts how often each computation runs; a loop of unknown length counts once."""
         self.times[name] += times
         for instruction in self.computations[name].values():
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.arguments)
-            called = [found for _, found in CALLED.findall(instruction.arguments)]
+            trips = TRIP_COUNT.search(instruction.arguments)
+            called = [other for _, other in CALLED.findall(instruction.arguments)]
             for branches in BRANCHES.findall(instruction.arguments):
                 called += re.findall(r"%([\w.-]+)", branches)
             for other in called:
                 self._count(other, times * (int(trips[1]) if trips else 1))
 
     def collectives(self) -> list[Collective]:
-        """Of all computations, also fused ones, the largest first."""
-        found = []
-        for name, body in self.computations.items():
-            for instruction in body.values():
+        """Returns the collectives of all computations, fused ones included, the largest first."""
+        collectives = []
+        for name, computation in self.computations.items():
+            for instruction in computation.values():
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in KINDS or not self.times[name]:
                     continue
-                parts = [part for operand in instruction.operands for part in arrays(body[operand].shape)]
+                parts = [part for operand in instruction.operands for part in arrays(computation[operand].shape)]
                 group = group_size(instruction.arguments)
                 size = sum(part.bytes for part in parts) * (group if kind == "all-gather" else 1)
                 types = "+".join(sorted({part.type for part in parts}))
-                found.append(Collective(kind, types, size, group, self.times[name]))
-        return sorted(found, key=lambda c: -c.bytes * c.times)
+                collectives.append(Collective(kind, types, size, group, self.times[name]))
+        return sorted(collectives, key=lambda collective: -collective.bytes * collective.times)
 
-    def traffic(self) -> collections.Counter:
-        """Bytes to and from HBM by source: what each instruction that is not fused reads and writes there."""
-        moved = collections.Counter()
-        fused = {other for body in self.computations.values() for i in body.values() for other in _within(i)}
-        for name, body in self.computations.items():
-            for instruction in () if name in fused else body.values():
-                if instruction.opcode in STILL or instruction.opcode.endswith("-done"):
+    def traffic(self) -> collections.Counter[str]:
+        """Returns bytes to and from HBM by source: what instructions read and write there, unless they are fused."""
+        traffic: collections.Counter[str] = collections.Counter()
+        instructions = (i for computation in self.computations.values() for i in computation.values())
+        fused = {name for instruction in instructions for name in _inlined(instruction)}
+        for name, computation in self.computations.items():
+            for instruction in () if name in fused else computation.values():
+                if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
                     continue
-                read = [array for o in instruction.operands if o in body for array in arrays(body[o].shape)]
+                operands = [computation[operand] for operand in instruction.operands if operand in computation]
+                read = [array for operand in operands for array in arrays(operand.shape)]
                 written = list(arrays(instruction.shape))
                 if instruction.opcode in COPIES:  # the shape has source, destination and a flag
                     written = [written[COPIES[instruction.opcode]]]
                     read = [dataclasses.replace(written[0], in_hbm=read[0].in_hbm)]
                 size = sum(array.padded for array in read + written if array.in_hbm)
-                moved[_source(instruction, body)] += size * self.times[name]
-        return moved
+                traffic[_source(instruction, computation)] += size * self.times[name]
+        return traffic
 
 
-def _source(instruction: Instruction, body: dict, depth: int = 8) -> str:
-    """Of a copy, which has no name of its own, the source of what it copies."""
+def _source(instruction: Instruction, computation: Computation, depth: int = 8) -> str:
+    """Returns the source of an instruction, or of what it copies if it has no name of its own."""
     if instruction.opcode == "parameter":
         return "arguments"
     if instruction.source or not depth:
         return instruction.source
-    operands = (body[name] for name in instruction.operands if name in body)
-    return next((found for i in operands if (found := _source(i, body, depth - 1))), "")
+    operands = (computation[name] for name in instruction.operands if name in computation)
+    return next((source for operand in operands if (source := _source(operand, computation, depth - 1))), "")
 
 
-def _within(instruction: Instruction) -> list[str]:
-    """Computations that run inside an instruction, without memory traffic of their own."""
-    return [name for how, name in CALLED.findall(instruction.arguments) if how in ("calls", "to_apply")]
+def _inlined(instruction: Instruction) -> list[str]:
+    """Returns the computations that run inside an instruction, without memory traffic of their own."""
+    return [name for relation, name in CALLED.findall(instruction.arguments) if relation in ("calls", "to_apply")]
 
 
-def sources(traffic: collections.Counter) -> collections.Counter:
-    """`Program.traffic` by direction and the last names of the scope: "backward GroupNorm_0/mul"."""
-    found = collections.Counter()
+def by_scope(traffic: collections.Counter[str]) -> collections.Counter[str]:
+    """Sums `Program.traffic` by direction and the last names of the scope: "backward GroupNorm_0/mul"."""
+    sums: collections.Counter[str] = collections.Counter()
     for name, size in traffic.items():
-        way = "backward " if "transpose(" in name else "forward " if "jvp(" in name else ""
-        found[way + "/".join(name.split("/")[-2:]) if name else "other"] += size
-    return found
+        direction = "backward " if "transpose(" in name else "forward " if "jvp(" in name else ""
+        sums[direction + "/".join(name.split("/")[-2:]) if name else "other"] += size
+    return sums
 
 
 def group_size(arguments: str) -> int:
-    """Of replica_groups in its three notations, {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'a'}; else 1."""
+    """Returns the number of devices in each of the replica_groups, or 1 without any.
+
+    They have three notations: {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'a'}.
+    """
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", arguments):
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", arguments):

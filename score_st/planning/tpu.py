@@ -1,17 +1,19 @@
-"""TPU chips, the slices that can be had of them, and a roofline's time of a step."""
+"""TPU chips, their slices, and the roofline estimate of the time of a step."""
 
 import dataclasses
 import importlib.util
 import math
 import os
+from typing import Any
 
 from score_st.config import ConfigError
 
 FORMULA = (
     "step = max(FLOPs / peak, bytes / bandwidth) + sum over collectives of ring x bytes / (links x speed of a link), "
-    "ring = 2 (n-1)/n for all-reduce and (n-1)/n else, n chips; MFU = 3 x FLOPs of the network forward / (step x peak)"
+    "where ring = 2 (n-1)/n for all-reduce and (n-1)/n otherwise, over n chips; "
+    "MFU = 3 x FLOPs of a forward pass / (step x peak)"
 )
-# libtpu asks no metadata server, takes no lock and says nothing
+# libtpu then queries no metadata server, takes no lock and prints nothing
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -24,16 +26,19 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak arithmetic, memory: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; links: jax-ml.github.io/scaling-book.
+    """A kind of TPU chip.
+
+    Arithmetic and memory are from docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, links from
+    jax-ml.github.io/scaling-book.
 
     Attributes:
-      hbm: GiB, of which the runtime keeps some.
-      flops: bfloat16 a second; float32 products are of bfloat16 too, unless more precision is asked for.
-      bandwidth: of HBM, bytes a second.
-      link: bytes a second one way.
-      ring: an axis whose length is a multiple of this one is closed to a ring.
-      shapes: slices that can be had.
-      options: of libtpu; v4 and v5p have two cores a chip, which make one device.
+      hbm: GiB; the runtime keeps some of them.
+      flops: peak bfloat16 FLOP/s; float32 products are bfloat16 too unless a higher precision is set.
+      bandwidth: of HBM, bytes/s.
+      link: bytes/s in one direction.
+      ring: an axis of the topology whose length is a multiple of this is closed to a ring.
+      shapes: available slices.
+      options: for libtpu; v4 and v5p have two cores per chip, which form one device.
     """
 
     hbm: float
@@ -42,7 +47,7 @@ class Chip:
     link: float
     ring: int
     shapes: str
-    options: dict = dataclasses.field(default_factory=dict)
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -58,7 +63,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Attributes: name: as v5e:4x4."""
+    """A slice of chips; its name is that of `CHIPS` and the shape: v5e:4x4."""
 
     name: str
     chip: Chip
@@ -66,11 +71,15 @@ class Topology:
 
     @property
     def links(self) -> int:
-        """Out of a chip at a corner, both ways of a ring counted."""
+        """The number of links of a chip at a corner; both directions of a ring count."""
         return sum((n > 1) * (1 + (n % self.chip.ring == 0)) for n in self.shape)
 
     def devices(self) -> list:
-        """Descriptions of the chips, for compilation alone; raises ConfigError without libtpu."""
+        """Returns descriptions of the chips, for compilation only.
+
+        Raises:
+          ConfigError: libtpu is not installed.
+        """
         if importlib.util.find_spec("libtpu") is None:
             raise ConfigError("score_st.plan needs the TPU compiler: pip install -e '.[plan]'")
         from jax.experimental import topologies
@@ -81,7 +90,11 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """Raises ConfigError for an unknown name, with the known ones."""
+    """Returns the topology of a name such as v5e:4x4.
+
+    Raises:
+      ConfigError: it is unknown; the message lists the known ones.
+    """
     known = {f"{kind}:{shape}": (chip, shape) for kind, chip in CHIPS.items() for shape in chip.shapes.split()}
     if name not in known:
         raise ConfigError(f"--topology {name}: unknown; choose from {', '.join(known)}")
@@ -89,22 +102,25 @@ def topology(name: str) -> Topology:
     return Topology(name, chip, tuple(map(int, shape.split("x"))))
 
 
-def estimate(topology: Topology, job: dict, made: dict) -> dict:
-    """Seconds of a step by FORMULA: `arithmetic`, `memory`, `links`, their `step`, `bound` (the largest), and `mfu`.
+def estimate(topology: Topology, result: dict[str, Any]) -> dict[str, Any]:
+    """Estimates the time of a step by FORMULA.
 
     Args:
-      job: forward, passes of a Job.
-      made: see `compile`.
+      topology: where the program runs.
+      result: flops, bytes and collectives of `planner.compile_job`, forward and passes of its Job.
+
+    Returns:
+      Seconds of `arithmetic`, `memory` and `links` and of the `step`; which of them is its `bound`; and `mfu`.
     """
     chip, chips = topology.chip, math.prod(topology.shape)
     links = 0.0
-    for c in made["collectives"]:
-        n = c["group"]
-        ring = (n - 1) / n * (2 if c["kind"] == "all-reduce" else 1)
-        ways = topology.links if n == chips else 1
-        links += ring * c["bytes"] * c["times"] / (max(ways, 1) * chip.link)
-    times = {"arithmetic": made["flops"] * job["passes"] / chip.flops, "memory": made["bytes"] / chip.bandwidth}
+    for collective in result["collectives"]:
+        n = collective["group"]
+        ring = (n - 1) / n * (2 if collective["kind"] == "all-reduce" else 1)
+        parallel_links = max(topology.links, 1) if n == chips else 1
+        links += ring * collective["bytes"] * collective["times"] / (parallel_links * chip.link)
+    times = {"arithmetic": result["flops"] * result["passes"] / chip.flops, "memory": result["bytes"] / chip.bandwidth}
     step = max(times.values()) + links
     times["links"] = links
-    mfu = 3 * job["forward"] / (step * chip.flops)
-    return times | {"step": step, "bound": max(times, key=times.get), "mfu": mfu}
+    mfu = 3 * result["forward"] / (step * chip.flops)
+    return times | {"step": step, "bound": max(times, key=times.__getitem__), "mfu": mfu}
