@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
-from score_st.data.images import LazyImages, remarks
+from score_st.data.images import Images, LazyImages, remarks
 from score_st.reporting import image_grid
 from score_st.runtime import cli, progress
 from score_st.runtime.workdir import write_text
@@ -28,7 +28,7 @@ EXAMPLES = """\
   python -m score_st.data --config mine.py --config.data.dataset=FOLDER --config.data.dir=photographs"""
 
 
-def survey(images: UInt8[np.ndarray, "N H W C"] | LazyImages, label: str) -> dict[str, Any]:
+def survey(images: Images, label: str) -> dict[str, Any]:
     """Reads all images in order and returns counts, statistics by channel, remarks and their CRC-32.
 
     Args:
@@ -73,9 +73,7 @@ def survey(images: UInt8[np.ndarray, "N H W C"] | LazyImages, label: str) -> dic
     }
 
 
-def preview(
-    config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages, count: int = 64
-) -> UInt8[np.ndarray, "count H W C"]:
+def preview(config: ConfigDict, images: Images, count: int = 64) -> UInt8[np.ndarray, "count H W C"]:
     """Returns the first training examples flipped and dequantized as for the network, from 0 to 255."""
     keys = jax.random.split(jax.random.key(config.seed))
     batch = pipeline.Stream(images, count, config.seed).batch(0)
@@ -84,9 +82,7 @@ def preview(
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)
 
 
-def prepare(
-    config: ConfigDict, split: str, images: UInt8[np.ndarray, "N H W C"] | LazyImages
-) -> UInt8[np.ndarray, "N H W C"]:
+def prepare(config: ConfigDict, split: str, images: Images) -> UInt8[np.ndarray, "N H W C"]:
     """Returns the prepared copy of lazy images, written first if there is none; arrays are returned as they are."""
     if not isinstance(images, LazyImages):
         return images
@@ -97,7 +93,7 @@ def prepare(
         raise
 
 
-def reading_speed(config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | LazyImages) -> float:
+def reading_speed(config: ConfigDict, images: Images) -> float:
     """Returns images per second, read as training reads them: two to 50 batches of the stream."""
     size, start = config.training.batch_size, time.perf_counter()
     stream = pipeline.Stream(images, size, config.seed, threads=config.data.num_threads)
@@ -107,7 +103,7 @@ def reading_speed(config: ConfigDict, images: UInt8[np.ndarray, "N H W C"] | Laz
 
 def parser() -> cli.Parser:
     """Returns the parser of the command line."""
-    about = "Reads a data set: statistics, speed, a picture of examples."
+    about = "Checks a data set: statistics, reading speed, a picture of examples. Prepares copies (data.prepared)."
     return cli.parser("data", about, EXAMPLES, workdir=".")
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_st.array_types import UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import array_datasets, image_datasets
 from score_st.data.files import MissingFiles
-from score_st.data.images import LazyImages
+from score_st.data.images import Images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Dataset:
       release: what data.download fetches; None if the files have to be fetched by hand.
     """
 
-    read: Callable[[ConfigDict, str], np.ndarray | LazyImages]
+    read: Callable[[ConfigDict, str], Images]
     source: str
     release: Release | None = None
 
@@ -115,7 +114,7 @@ ENTRIES = {
 DATASETS = Table("data.dataset", ENTRIES)
 
 
-def read(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | LazyImages:
+def read(config: ConfigDict, split: str) -> Images:
     """Returns the images of data.dataset, "train" or "test", as the table's entry reads them.
 
     Raises:

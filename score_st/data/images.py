@@ -205,6 +205,9 @@ class LazyImages:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
+Images = UInt8[np.ndarray, "N H W C"] | LazyImages  # of a split: in memory, mapped into it, or decoded when read
+
+
 def lazy_images(
     config: ConfigDict,
     count: int,

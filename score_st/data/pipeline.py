@@ -15,10 +15,10 @@ from score_st.array_types import Array, Bool, Shaped, UInt8
 from score_st.config import ConfigError, choose
 from score_st.data import datasets, decoded_cache, download, preprocessing
 from score_st.data.files import MissingFiles
-from score_st.data.images import LazyImages
+from score_st.data.images import Images, LazyImages
 
 
-def load(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | LazyImages:
+def load(config: ConfigDict, split: str) -> Images:
     """Returns the images of `split`, "train" or "test": their prepared copy if there is one, or else the data set's.
 
     Missing files are downloaded first if data.download is set.
@@ -66,7 +66,7 @@ class Stream:
       threads: how many threads read ahead.
     """
 
-    images: UInt8[np.ndarray, "N H W C"] | LazyImages
+    images: Images
     batch_size: int
     seed: int
     part: int = 0
