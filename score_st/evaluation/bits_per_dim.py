@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 
 from score_st.config import ConfigError, choose
 from score_st.data import preprocessing
+from score_st.data.images import Images
 from score_st.diffusion import likelihood, losses, probability_flow, time_sampling
 from score_st.diffusion.sde import expand
 from score_st.evaluation import provenance, runner
@@ -286,7 +287,7 @@ def by_time(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: in
     return result | {"bits": (np.asarray(result["loss"]) * weight * t / np.log(2)).tolist()}
 
 
-def evaluate(config, made: DiffusionModel, params, step: int, images: np.ndarray, workdir: Path, mesh) -> dict:
+def evaluate(config, made: DiffusionModel, params, step: int, images: Images, workdir: Path, mesh) -> dict:
     """Evaluates `params` on all images, with full precision of matrix products on every backend.
 
     Writes eval/bpd.json, loss_by_time.json, loss_by_time.png and bpd_by_time.png, and returns what is in the first.

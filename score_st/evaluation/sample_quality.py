@@ -15,6 +15,7 @@ import rich.table
 
 from score_st.config import MEANING, ConfigError
 from score_st.data import pipeline
+from score_st.data.images import LazyImages
 from score_st.evaluation import efficientnet, inception, provenance
 from score_st.pytorch import file as torch_file
 from score_st.runtime import progress, sharding
@@ -121,7 +122,7 @@ def on_devices(network, params: dict, mesh):
     return lambda batch: apply(params, jax.device_put(batch, shares))
 
 
-def extract(apply, batch_size: int, images: np.ndarray, label: str, keep: list[str]) -> dict:
+def extract(apply, batch_size: int, images: np.ndarray | LazyImages, label: str, keep: list[str]) -> dict:
     """`mean` and `covariance` of the features of images [N, H, W, C], and all of those outputs that `keep` names.
 
     `apply` maps a batch to a dictionary of arrays, `features` [B, D] and perhaps `logits` [B, K].
@@ -194,7 +195,7 @@ def read(path: str | Path, levels: int) -> dict[str, np.ndarray]:
     )
 
 
-def to_bytes(images: np.ndarray, levels: int, where) -> np.ndarray:
+def to_bytes(images: np.ndarray | LazyImages, levels: int, where) -> np.ndarray | LazyImages:
     """Images from 0 ... levels - 1 to 0 ... 255, or a ConfigError that names `where`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise ConfigError(f"{where}: images are {images.dtype}{list(images.shape)}; should be uint8 [N, H, W, 1 or 3]")

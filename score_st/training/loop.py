@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from score_st.data import pipeline
+from score_st.data.images import Images
 from score_st.runtime import distributed, progress, sharding
 from score_st.runtime.preemption import STOPPED, Preemption
 from score_st.runtime.workdir import write_text
@@ -92,7 +93,7 @@ def dispatches(start: int, stop: int, several: int, marks: list[int]) -> Iterato
 
 
 def fit(
-    config, workdir: Path, setup: stepping.TrainStepConfig, images: dict[str, np.ndarray], snapshot: Callable
+    config, workdir: Path, setup: stepping.TrainStepConfig, images: dict[str, Images], snapshot: Callable
 ) -> state.TrainState:
     """Trains from the newest checkpoint, or from the start, to config.training.n_iters updates.
 
