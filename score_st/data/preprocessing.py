@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from score_st.array_types import Array, Float, Int, Key, Shaped, UInt8
+from score_st.array_types import Array, Float, Key, Shaped, UInt8
 
 # of a level x of L, with u uniform on [0, 1)
 DEQUANTIZATIONS = {"none": "x/(L-1)", "uniform": "(x + u)/L", "lossless": "x/(L-1), with a discretized decoder"}
@@ -33,13 +33,11 @@ class Scaler:
         """The x of middle gray."""
         return 0.0 if self.centered else 0.5
 
-    def forward(
-        self, images: Int[Array, "*shape"] | UInt8[Array, "*shape"], u: Float[Array, "*shape"]
-    ) -> Float[Array, "*shape"]:
+    def forward(self, images: Shaped[Array, "*shape"], u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Scales images to x in the precision of `u`.
 
         Args:
-          images: integer levels.
+          images: levels, of any type of integers.
           u: noise on [0, 1), added by uniform dequantization and ignored by the others.
         """
         x = images.astype(u.dtype)
