@@ -104,7 +104,8 @@ def eval_job(config: ConfigDict, topology: tpu.Topology) -> Job:
     devices = topology.devices()
     model = DiffusionModel.from_config(config)
     group = config.eval.group or config.eval.batch_size // len(devices)
-    sharding.check_divisible("eval.batch_size", config.eval.batch_size, len(devices) * group, "the number of devices")
+    reason = f"{len(devices)} devices times groups of {group}"
+    sharding.check_divisible("eval.batch_size", config.eval.batch_size, len(devices) * group, reason)
     images = jax.ShapeDtypeStruct((group, *model.image_shape), jnp.uint8)
     indices, repeated = jax.ShapeDtypeStruct((group,), jnp.int32), jax.ShapeDtypeStruct((), bool)
     arguments = _on_first(devices, model.abstract_params, images, indices, _abstract_key(), repeated)

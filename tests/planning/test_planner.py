@@ -40,6 +40,7 @@ def test_data_parallel_program(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["eval", "sample"])
 def test_other_programs(tmp_path, program):
-    small = {"model.nf": "8", "model.ch_mult": "(1,)", "eval.batch_size": "16", "sampling.group": "4"}
+    small = {"model.nf": "8", "model.ch_mult": "(1,)", "eval.group": "4", "eval.batch_size": "32"}
+    small |= {"sampling.group": "4"}
     plan = planner.Planner(tpu.topology("v5e:2x2"), program, tmp_path).plan(DIGITS, small)
     assert plan["fits"] and plan["images"] == 4 and plan["state"] > 0
