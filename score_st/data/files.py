@@ -61,7 +61,7 @@ def held_out(count: int, split: str) -> Int[np.ndarray, " N"]:
       ConfigError: there are fewer than two images.
     """
     if count < 2:
-        raise ConfigError(f"only {count} images, too few to hold out a test set; should be 2 or more")
+        raise ConfigError(f"too few images to hold out a test set: {count}; should be 2 or more")
     order, test = np.random.RandomState(0).permutation(count), min(10_000, max(count // 10, 1))
     return np.sort(order[:-test] if split == "train" else order[-test:])
 

@@ -136,8 +136,8 @@ def read_array_record(config: ConfigDict, split: str) -> LazyImages:
     root = find(config)
     files = sorted(root.rglob("*.array_record*")) if root.is_dir() else [root]
     by_split = {
-        each: [file for file in files if any(f"-{name}." in f"-{file.name}" for name in names)]
-        for each, names in SPLIT_NAMES.items()
+        key: [file for file in files if any(f"-{name}." in f"-{file.name}" for name in names)]
+        for key, names in SPLIT_NAMES.items()
     }
     has_split = all(by_split.values())
     with reading(root):

@@ -29,7 +29,7 @@ def index(path: Path) -> list[tuple[int, int]]:
         while header := file.read(12):
             offset = file.tell()
             if len(header) < 12 or header[8:] != masked_crc(header[:8]):
-                raise ValueError(f"no TFRecord, or a broken one, at byte {offset - len(header)}")
+                raise ValueError(f"not a TFRecord, or a broken one, at byte {offset - len(header)}")
             parts.append((offset, struct.unpack("<Q", header[:8])[0] + 4))
             if file.seek(sum(parts[-1])) > os.path.getsize(path):
                 raise ValueError(f"truncated in record {len(parts) - 1}")

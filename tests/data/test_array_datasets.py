@@ -146,7 +146,7 @@ def test_files_that_are_not_arrays_of_images(tmp_path):
         (np.savez, dict(pictures=noise(3, 8, 8)), "can't be read .has pictures; should have one of test, x_test"),
         (np.savez, dict(images=np.zeros((3, 8, 8))), "is float64"),
         (np.savez, dict(images=noise(3, 3, 8, 8)), "should be uint8"),
-        (np.savez, dict(images=noise(1, 8, 8, 3)), "only 1 images, too few to hold out a test set"),
+        (np.savez, dict(images=noise(1, 8, 8, 3)), "too few images to hold out a test set: 1;"),
     ):
         save(path, **array)
         with pytest.raises(ConfigError, match=message):

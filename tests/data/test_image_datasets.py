@@ -97,7 +97,7 @@ def test_tfrecords(tmp_path):
     changed[-100] ^= 1
     for content, message in (
         (intact[:-1], "can't be read .truncated in record 2"),
-        (intact + b"x", "no TFRecord, or a broken one, at byte"),
+        (intact + b"x", "not a TFRecord, or a broken one, at byte"),
         (b"PK\3\4" * 9, "at byte 0"),
         (bytes(changed), "image 2': can't be read .its checksum is wrong"),
     ):
