@@ -27,7 +27,7 @@ EXAMPLES = """\
   python -m score_st.plan --config configs/vp/CIFAR10/*.py --topology v5e:4x4 v4:2x2x2 --search --table plans.md
   python -m score_st.plan --config configs/vp/CIFAR10/ddpmpp_nll_st.py --topology v5e:4x4 --what sample
 
-plans are cached in ~/.cache/score_st/plans by program and topology: asked for again, they take seconds"""
+a plan that is in the cache, ~/.cache/score_st/plans, takes seconds"""
 HEADER = """\
 # Plans for TPUs
 
@@ -112,7 +112,7 @@ def row(path: str, topology: tpu.Topology, result: dict[str, Any] | None) -> str
 def run(
     arguments: argparse.Namespace, overrides: dict[str, str], planners: list[planner.Planner], command: str
 ) -> None:
-    """Makes all plans; the files of --out and --table are written again after each."""
+    """Makes all plans; the files of --out and --table are written again after each of them."""
     results: list[dict[str, Any]] = []
     table = HEADER.format(formula=tpu.FORMULA, command=command.replace(" --cached", ""))
     for path, one_topology in itertools.product(arguments.config, planners):
@@ -137,10 +137,16 @@ def parser() -> cli.Parser:
     option("--topology", nargs="+", required=True, metavar="NAME", help="v5e:4x4, v4:2x2x2, ...")
     option("--what", choices=list(planner.JOBS), default="train", help="the program (default train)")
     option("--search", action="store_true", help="change settings until the program fits")
-    option("--cache", type=Path, default=planner.CACHE, metavar="DIR", help=f"of plans (default {planner.CACHE})")
+    option(
+        "--cache",
+        type=Path,
+        default=planner.CACHE,
+        metavar="DIR",
+        help=f"where plans are kept (default {planner.CACHE})",
+    )
     option("--cached", action="store_true", help="skip programs that are not in the cache")
-    option("--out", type=Path, metavar="FILE.json", help="what is printed, as JSON; written again after each plan")
-    option("--table", type=Path, metavar="FILE.md", help="the last plan of each configuration, as a table; likewise")
+    option("--out", type=Path, metavar="FILE.json", help="a file for the plans; written again after each of them")
+    option("--table", type=Path, metavar="FILE.md", help="a table with the last plan of each; likewise")
     return parser
 
 

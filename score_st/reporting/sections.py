@@ -155,7 +155,7 @@ def training(runs: list[Run]) -> list[Block]:
     loss = [Panel("loss", curves("loss"), True), Panel("τ", curves("tau"), True)]
     test = [Panel("loss", curves("eval_loss"), True), Panel("‖gradient‖", curves("gradient_norm"), True)]
     bits = [Panel(f"{BPD[key]} [bits/dim]", curves(key)) for key in ("nll", "nelbo")]
-    about_loss = "Training loss, comparable only under the same prior of τ, and the geometric mean of the sampled τ"
+    about_loss = "Training loss, comparable only for the same prior of τ, and the geometric mean of the sampled τ"
     about_test = "Loss of a test batch at τ = ε, and the norm of the gradient before clipping"
     return grid(
         figure(about_loss, loss, "step")
