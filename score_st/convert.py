@@ -1,15 +1,14 @@
-"""`python -m score_st.convert`: a PyTorch checkpoint of Soft Truncation or score_sde becomes one of ours, and back.
+"""`python -m score_st.convert`: a PyTorch checkpoint of Soft Truncation or score_sde becomes a workdir, and back."""
 
-Both codes save {'model', 'ema', 'optimizer', 'step'}. The model is a dictionary by name, the EMA and the
-optimiser are lists in the order of `torch_layout.layout`.
-"""
-
+import argparse
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from score_st.config import ConfigError
 from score_st.model import DiffusionModel
@@ -17,7 +16,7 @@ from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.pytorch import file as torch_file
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import claim_workdir
-from score_st.training import checkpoints
+from score_st.training import checkpoints, state
 
 EXAMPLES = """\
   python -m score_st.convert --config configs/vp/CIFAR10/ddpmpp_nll_st.py --from official.pth --workdir runs/cifar10
@@ -25,62 +24,87 @@ EXAMPLES = """\
   python -m score_st.convert --config configs/vp/CIFAR10/ddpmpp_nll_st.py --verify golden.npz --workdir runs/cifar10"""
 
 
-def import_torch(config, path: str, workdir: str, golden: dict | None, tol: float, mesh: Mesh):
-    """PyTorch file to workdir; nothing is written unless all of it fits, and agrees with `golden`."""
-    made = DiffusionModel.from_config(config)
-    if (Path(workdir) / "checkpoints").exists():
-        raise ConfigError(f"--workdir {workdir}: has checkpoints already; name another folder")
-    checkpoint = torch_file.read(path)
+def verify(errors: dict[str, dict[str, float]], tol: float) -> None:
+    """Prints the errors of `compare`; exits with code 1 if one in float32 is above `tol`."""
+    for name, error in errors.items():
+        print(f"{name:14} maximal relative error {error['float32']:.2e} in float32, {error['float64']:.2e} in float64")
+    worst = max(errors, key=lambda name: errors[name]["float32"])
+    if not errors[worst]["float32"] <= tol:
+        sys.exit(f"error: {worst} is {errors[worst]['float32']:.2e} off, more than --tol {tol:g}; nothing was written")
+
+
+def import_torch(arguments: argparse.Namespace, golden: dict[str, np.ndarray] | None, mesh: Mesh) -> None:
+    """Converts a PyTorch file to a checkpoint in the workdir.
+
+    Nothing is written unless the file fits the configuration, and agrees with `golden`.
+    """
+    path, config = arguments.source, arguments.config
+    model = DiffusionModel.from_config(config)
+    if (Path(arguments.workdir) / "checkpoints").exists():
+        raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
+    content = torch_file.read(path)
     try:
-        current = torch_checkpoint.state_from_torch(checkpoint, config, made)
+        current = torch_checkpoint.state_from_torch(content, config, model)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if golden:
-        torch_checkpoint.verify(config, made, current, golden, tol)
-    for line in torch_checkpoint.differences(checkpoint, config):
+        verify(torch_checkpoint.compare(config, model, current, golden), arguments.tol)
+    for line in torch_checkpoint.differences(content, config):
         print(f"note: {line}", file=sys.stderr)
-    for part, then in (("ema", "the EMA starts at the parameters"), ("optimizer", "Adam starts afresh")):
-        if part not in checkpoint:
-            print(f"note: no {part} in the file: {then}", file=sys.stderr)
-    multihost_utils.sync_global_devices("file read")  # every process has found the workdir empty
-    workdir = claim_workdir(workdir, config)
+    for part, effect in (("ema", "the EMA starts at the parameters"), ("optimizer", "Adam starts afresh")):
+        if part not in content:
+            print(f"note: no {part} in the file: {effect}", file=sys.stderr)
+    multihost_utils.sync_global_devices("file read")  # no process writes before all have found the workdir empty
+    workdir = claim_workdir(arguments.workdir, config)
     with checkpoints.manager(workdir) as manager:
         checkpoints.save(manager, sharding.on_all(current, mesh))
-    parameters = sum(slot.size for slot in jax.tree.leaves(current.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     print(f"wrote {workdir}/checkpoints/{int(current.step)}: {parameters:,} parameters, step {int(current.step)}")
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None):
-    codes = {1: "an output is off by more than --tol"}
-    parser = cli.parser("convert", "A PyTorch checkpoint into a workdir, or back.", EXAMPLES, codes)
-    group = parser.add_argument_group("files")
-    way = group.add_mutually_exclusive_group()
-    way.add_argument("--from", dest="source", metavar="FILE.pth", help="a PyTorch checkpoint to put into the workdir")
-    way.add_argument("--to", metavar="FILE.pth", help="the PyTorch checkpoint to make of the workdir's newest")
-    group.add_argument("--step", type=int, help="another checkpoint of the workdir than its newest")
+def export_torch(path: str, current: state.TrainState, config: ConfigDict) -> None:
+    """Writes a PyTorch file."""
+    content = torch_checkpoint.state_to_torch(current, config)
+    try:
+        torch_file.write(path, content)
+    except OSError as error:
+        raise ConfigError(f"--to {path}: can't be written ({error.strerror}); name another file") from error
+    print(f"wrote {path}: step {int(current.step)}")
+
+
+def _parser() -> cli.Parser:
+    codes = {1: "an output differs by more than --tol"}
+    description = "Converts a PyTorch checkpoint to a workdir, or back."
+    parser = cli.parser("convert", description, EXAMPLES, codes)
+    files = parser.add_argument_group("files")
+    direction = files.add_mutually_exclusive_group()
+    direction.add_argument("--from", dest="source", metavar="FILE.pth", help="PyTorch checkpoint to convert")
+    direction.add_argument("--to", metavar="FILE.pth", help="PyTorch checkpoint to write")
+    files.add_argument("--step", type=int, help="checkpoint of the workdir (default: the newest)")
     option = parser.add_argument_group("comparison").add_argument
     option("--verify", metavar="FILE.npz", help="official outputs to compare with, see the README")
-    option("--tol", type=float, default=1e-4, help="the relative error allowed (default 1e-4)")
-    arguments = cli.parse(parser, argv)
+    option("--tol", type=float, default=1e-4, help="largest relative error allowed (default: 1e-4)")
+    return parser
+
+
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+    """Runs the command on a mesh, by default of all devices."""
+    arguments = cli.parse(_parser(), argv)
     mesh = mesh or sharding.mesh()
     config = arguments.config
     if not (arguments.source or arguments.to or arguments.verify):
         raise ConfigError("one of --from FILE.pth, --to FILE.pth and --verify FILE.npz is needed")
     if arguments.to and Path(arguments.to).exists():
-        raise ConfigError(f"--to {arguments.to}: is there already; name another file")
+        raise ConfigError(f"--to {arguments.to}: already exists; name another file")
     golden = torch_checkpoint.read_golden(arguments.verify, config) if arguments.verify else None
     if arguments.source:
-        return import_torch(config, arguments.source, arguments.workdir, golden, arguments.tol, mesh)
-    made = DiffusionModel.from_config(config)
-    current = checkpoints.open_for_reading(arguments.workdir, config, made, mesh, arguments.step)
+        return import_torch(arguments, golden, mesh)
+    model = DiffusionModel.from_config(config)
+    current = checkpoints.open_for_reading(arguments.workdir, config, model, mesh, arguments.step)
     if golden:
-        torch_checkpoint.verify(config, made, current, golden, arguments.tol)
+        verify(torch_checkpoint.compare(config, model, current, golden), arguments.tol)
     if arguments.to and jax.process_index() == 0:
-        try:
-            torch_file.write(arguments.to, torch_checkpoint.state_to_torch(current, config))
-        except OSError as error:
-            raise ConfigError(f"--to {arguments.to}: can't be written ({error.strerror})") from error
-        print(f"wrote {arguments.to}: step {int(current.step)}")
+        export_torch(arguments.to, current, config)
 
 
 if __name__ == "__main__":

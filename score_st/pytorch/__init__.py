@@ -1,0 +1,1 @@
+"""Checkpoints of the official PyTorch code, read and written without torch."""

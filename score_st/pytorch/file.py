@@ -1,10 +1,15 @@
-"""Files of `torch.save`, read and written without torch: where the bytes lie. `torch_pickle` says what they mean."""
+"""Files of `torch.save`, read and written without torch: the containers, and the data of the tensors in them.
+
+`unpickler` reads the pickle that is in such a file. Nothing in a file is trusted: every byte has a checksum or must be
+what torch.save writes.
+"""
 
 import mmap
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -13,16 +18,16 @@ from score_st.pytorch import unpickler
 from score_st.pytorch.unpickler import Damaged, Machine, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
-PICKLE_LIMIT = 2**24  # bytes; the largest official network needs 2^20
+PICKLE_LIMIT = 2**24  # bytes; that of the largest official network has 2^20
 VERSIONS = {0, 10, 20, 45, 0x31E, 0x314, 0x32D}  # of the zip format, as torch.save and Python write them
-ALIGNMENT = 64  # of tensors in the file, as torch.save has it
+ALIGNMENT = 64  # of tensors in the file, as in torch.save
 
 
-def read(path: str | Path):
-    """What `torch.save` put into a file: dictionaries, lists, tuples, numbers, text and read-only arrays.
+def read(path: str | Path) -> Any:
+    """The content of a file of `torch.save`: dictionaries, lists, tuples, numbers, text and read-only arrays.
 
     Raises:
-      ConfigError: the file can't be read, is no file of torch.save, is damaged, or would do more than hold data.
+      ConfigError: the file can't be read, is not of torch.save, is damaged, or would run code.
     """
     path = Path(path)
     try:
@@ -30,7 +35,7 @@ def read(path: str | Path):
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); name a checkpoint .pth of PyTorch") from error
-    except ValueError as error:  # mmap's word for an empty file
+    except ValueError as error:  # mmap refuses an empty file
         raise ConfigError(f"{path}: is empty; name a checkpoint .pth of PyTorch") from error
     try:
         return _resolve((_read_zip if content[:4] == b"PK\x03\x04" else _read_legacy)(content))
@@ -43,41 +48,42 @@ def read(path: str | Path):
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
-    what = " ".join(str(error).split())[:160]
-    return ConfigError(f"{path}: is no file of torch.save, or a damaged one ({type(error).__name__}: {what})")
+    detail = " ".join(str(error).split())[:160]
+    return ConfigError(f"{path}: not a file of torch.save, or a damaged one ({type(error).__name__}: {detail})")
 
 
-def _resolve(tree):
-    """The tree with arrays in the place of tensors; what is there twice is made once."""
-    done = {}
+def _resolve(tree: Any) -> Any:
+    """The tree with arrays instead of tensors; an object that occurs twice is converted once."""
+    converted: dict[int, Any] = {}
 
-    def resolve(node, depth: int):
-        if id(node) in done:
-            return done[id(node)]
+    def resolve(node: Any, depth: int) -> Any:
+        result: Any
+        if id(node) in converted:
+            return converted[id(node)]
         if isinstance(node, Tensor):
-            made = node.array()
+            result = node.array()
         elif depth > 8:
-            raise Damaged("its containers nest deeper than a checkpoint's")
+            raise Damaged("its containers nest deeper than those of a checkpoint")
         elif isinstance(node, dict):
-            made = {key: resolve(value, depth + 1) for key, value in node.items()}
+            result = {key: resolve(value, depth + 1) for key, value in node.items()}
         elif type(node) in (list, tuple):
-            made = type(node)(resolve(value, depth + 1) for value in node)
+            result = type(node)(resolve(value, depth + 1) for value in node)
         elif node is None or isinstance(node, bool | int | float | str | bytes):
             return node
         else:
-            raise Damaged(f"holds a bare {type(node).__name__}, not a tensor")
-        done[id(node)] = made
-        return made
+            raise Damaged(f"it holds a {type(node).__name__}, which no checkpoint does")
+        converted[id(node)] = result
+        return result
 
     return resolve(tree, 0)
 
 
-def _read_zip(content: mmap.mmap):
-    """PyTorch 1.6 and later: <name>/data.pkl, and <name>/data/<key> for each storage."""
+def _read_zip(content: mmap.mmap) -> Any:
+    """Reads the format since PyTorch 1.6: <name>/data.pkl, and <name>/data/<key> for each storage."""
     entries = _entries(content)
     by_name = {name.partition("/")[2]: span for name, span in entries.items()}
     if "data.pkl" not in by_name:
-        raise Damaged("a zip file without data.pkl, so not of torch.save")
+        raise Damaged("a zip file without data.pkl, so not a file of torch.save")
     start, size = by_name.pop("data.pkl")
     if size > PICKLE_LIMIT:
         raise Damaged(f"its pickle has {size} bytes, more than any checkpoint needs")
@@ -87,43 +93,56 @@ def _read_zip(content: mmap.mmap):
     for key, storage in storages.items():
         start, size = by_name.pop(f"data/{key}", (0, -1))
         if size != storage.size * storage.dtype.itemsize:
-            there = f"{size} bytes" if size >= 0 else "nothing"
-            raise Damaged(f"data/{key[:20]} should have {storage.size} of {storage.dtype}, and has {there}")
+            actual = f"{size} bytes" if size >= 0 else "is missing"
+            raise Damaged(f"data/{key[:20]} should have {storage.size} numbers of {storage.dtype}, and {actual}")
         dtype = storage.dtype.newbyteorder(">" if big else "<")
         storage.data = np.frombuffer(content, dtype, storage.size, start)
-    left = [name for name in by_name if name.startswith("data/")]
-    if left:
-        raise Damaged(f"{left[0][:40]} belongs to no tensor")
+    unused = [name for name in by_name if name.startswith("data/")]
+    if unused:
+        raise Damaged(f"{unused[0][:40]} belongs to no tensor")
     return tree
 
 
 def _entries(content: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Start and size of each entry of a zip file, all of it checked: every byte has a checksum or a rule."""
-    with zipfile.ZipFile(content) as archive:
+    """Start and size of each entry of a zip file, every byte of which is checked."""
+    with zipfile.ZipFile(cast(IO[bytes], content)) as archive:
         infos, start = sorted(archive.infolist(), key=lambda i: i.header_offset), archive.start_dir
     _check_end(content, start, len(infos))
-    alike = {(i.create_system, i.flag_bits, i.external_attr, i.internal_attr, i.volume) for i in infos}
-    entries, end = {}, 0
+    attributes = {(i.create_system, i.flag_bits, i.external_attr, i.internal_attr, i.volume) for i in infos}
+    entries: dict[str, tuple[int, int]] = {}
+    end = 0
     for info in infos:
         name = repr(info.filename[:40])
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise Damaged(f"{name} is compressed, which torch.save never does")
-        if info.header_offset != end or info.filename in entries or len(alike) > 1 or info.comment or info.reserved:
-            raise Damaged(f"{name} is not where or what it should be in the zip file")
+        if (
+            info.header_offset != end
+            or info.filename in entries
+            or len(attributes) > 1
+            or info.comment
+            or info.reserved
+        ):
+            raise Damaged(f"{name} has the wrong place or attributes in the zip file")
         first = _after_header(content, info)
         end = first + info.file_size
         if end > start or zlib.crc32(memoryview(content)[first:end]) != info.CRC:
-            raise Damaged(f"{name} has a wrong checksum: the file is damaged")
+            raise Damaged(f"{name} has a wrong checksum")
         if info.flag_bits & 8:
             end = _after_descriptor(content, info, end)
         entries[info.filename] = (first, info.file_size)
     if end != start:
-        raise Damaged("a zip file with gaps")
+        raise Damaged("its zip file has gaps")
     return entries
 
 
-def _check_end(content: mmap.mmap, start: int, count: int):
-    """What follows the directory of a zip file, with or without the form for large files, and nothing after it."""
+def _check_end(content: mmap.mmap, start: int, count: int) -> None:
+    """Checks the end of a zip file, in the usual form or that for large files, with nothing after it.
+
+    Args:
+      content: the file.
+      start: where the directory starts.
+      count: its number of entries.
+    """
     size = int.from_bytes(content[len(content) - 10 : len(content) - 6], "little")
     large = content[len(content) - 42 : len(content) - 38] == b"PK\x06\x07"
     if large:
@@ -134,11 +153,11 @@ def _check_end(content: mmap.mmap, start: int, count: int):
     numbers = min(count, 2**16 - 1), min(count, 2**16 - 1), min(size, 2**32 - 1), min(start, 2**32 - 1)
     end = (record if large else b"") + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, *numbers, 0)
     if content[start + size :] != end or (large and not set(versions) <= VERSIONS):
-        raise Damaged("a zip file whose end is damaged, or with something after it")
+        raise Damaged("the end of its zip file is damaged, or something follows it")
 
 
 def _after_header(content: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Where the data of an entry start: behind its own header, which must agree with the directory's."""
+    """Where the data of an entry start: after its own header, which must agree with the directory."""
     header = struct.unpack("<4sHHHHHIIIHH", content[info.header_offset : info.header_offset + 30])
     signature, version, flags, method, time, date, crc, packed, size, name_length, extra_length = header
     name_start = info.header_offset + 30
@@ -155,7 +174,7 @@ def _after_header(content: mmap.mmap, info: zipfile.ZipInfo) -> int:
         if 4 + length > len(extra):
             break
         fields[kind], extra = extra[4 : 4 + length], extra[4 + length :]
-    if b"\x01\x00" in fields:  # sizes of 64 bits
+    if b"\x01\x00" in fields:  # the sizes are there, in 64 bits
         known |= {(c, 2**32 - 1, 2**32 - 1) for c, _, _ in known}
     wrong = signature != b"PK\x03\x04" or flags != info.flag_bits or method or (date, time) != stamp
     wrong |= not {version, info.extract_version, info.create_version} <= VERSIONS
@@ -167,28 +186,31 @@ def _after_header(content: mmap.mmap, info: zipfile.ZipInfo) -> int:
 
 
 def _after_descriptor(content: mmap.mmap, info: zipfile.ZipInfo, end: int) -> int:
-    """Behind what repeats checksum and sizes after the data of an entry."""
+    """Where the next entry starts: after the checksum and sizes that follow the data of this one."""
     for form in ("<4sIQQ", "<4sIII"):
-        found = content[end : end + struct.calcsize(form)]
-        if struct.unpack(form, found) == (b"PK\x07\x08", info.CRC, info.file_size, info.file_size):
-            return end + len(found)
-    raise Damaged(f"{info.filename[:40]!r} has a wrong size behind it")
+        descriptor = content[end : end + struct.calcsize(form)]
+        if struct.unpack(form, descriptor) == (b"PK\x07\x08", info.CRC, info.file_size, info.file_size):
+            return end + len(descriptor)
+    raise Damaged(f"{info.filename[:40]!r} is followed by a wrong size")
 
 
-def _read_legacy(content: mmap.mmap):
-    """Before PyTorch 1.6: pickles of a magic number, a version, the machine, the object and the keys; then data."""
+def _read_legacy(content: mmap.mmap) -> Any:
+    """Reads the format before PyTorch 1.6.
+
+    It has pickles of a magic number, the version, the machine, the object and the keys of its storages; data follow.
+    """
     storages: dict[str, Storage] = {}
     if content[:1] != b"\x80" or Machine({}).run(content) != LEGACY_MAGIC:
-        raise Damaged("is no file of torch.save, neither of PyTorch 1.6 and later nor of an earlier one")
+        raise Damaged("not a file of torch.save, neither since PyTorch 1.6 nor before")
     version, machine, tree, keys = (Machine(storages).run(content) for _ in range(4))
     if version != 1001 or type(machine) is not dict or type(keys) is not list or set(keys) != set(storages):
-        raise Damaged("a legacy file of torch.save whose parts do not go together")
+        raise Damaged("a legacy file of torch.save whose parts do not fit together")
     order = "<" if machine.get("little_endian", True) else ">"
     for key in keys:
         storage, start = storages[key], content.tell() + 8
         size = storage.size * storage.dtype.itemsize
         if struct.unpack(f"{order}q", content[start - 8 : start]) != (storage.size,) or start + size > len(content):
-            raise Damaged(f"its data {key[:20]!r} should have {storage.size} of {storage.dtype}, and has not")
+            raise Damaged(f"its data {key[:20]!r} should have {storage.size} numbers of {storage.dtype}, and does not")
         storage.data = np.frombuffer(content, storage.dtype.newbyteorder(order), storage.size, start)
         content.seek(start + size)
     if content.tell() != len(content):
@@ -196,10 +218,12 @@ def _read_legacy(content: mmap.mmap):
     return tree
 
 
-def write(path: str | Path, tree):
-    """Writes dictionaries, lists, tuples, numbers, text and arrays so that `torch.load` gives them back as tensors.
+def write(path: str | Path, tree: Any) -> None:
+    """Writes a file that `torch.load` reads, with tensors for arrays; it appears complete or not at all.
 
-    The file appears whole or not at all.
+    Args:
+      path: of the file.
+      tree: dictionaries, lists, tuples, numbers, text and arrays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
@@ -219,9 +243,8 @@ def write(path: str | Path, tree):
 
 
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """An entry whose data start at a multiple of ALIGNMENT, padded as torch.save does."""
+    """An entry whose data start at a multiple of ALIGNMENT, with the padding of torch.save."""
     info = zipfile.ZipInfo(name)
-    after = archive.fp.tell() + 30 + len(name) + 4
-    pad = -after % ALIGNMENT
+    pad = -(cast(IO[bytes], archive.fp).tell() + 30 + len(name) + 4) % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", pad) + b"Z" * pad
     return info

@@ -1,7 +1,7 @@
-"""Pickles of PyTorch checkpoints, read and written without torch, and without running what is in them.
+"""Pickles of PyTorch checkpoints, read and written without torch, and without running code from the file.
 
-A pickle is a program. Here it is interpreted by three dozen instructions that make containers, numbers and tensors,
-and can call no function but those of `REBUILD`.
+A pickle is a program for a stack machine. This interpreter knows three dozen instructions, which build containers,
+numbers and tensors, and calls no functions but those in `REBUILD`.
 """
 
 import codecs
@@ -9,13 +9,13 @@ import math
 import pickletools
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-STORAGES = {
+STORAGES: dict[str, Any] = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
     "HalfStorage": np.float16,
@@ -27,64 +27,82 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
+STORAGE_NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
 
 
 class Damaged(ValueError):
-    """A file that is no checkpoint, or a broken or hostile one."""
+    """The file is no checkpoint of PyTorch, is damaged, or would run code."""
 
 
 class Global(NamedTuple):
-    """A name that a pickle asks for."""
+    """A function or class that a pickle names."""
 
     module: str
     name: str
 
 
 class Storage:
-    """The flat data of one or more tensors; `data` [size] is found once the pickle has been read."""
+    """The flat data of one or more tensors.
 
-    def __init__(self, key: str, dtype, size: int):
-        self.key, self.dtype, self.size, self.data = key, np.dtype(dtype), size, None
+    Args:
+      key: its name in the file.
+      dtype: the type of its numbers.
+      size: how many there are. `data` [size] is set once the pickle has been read.
+    """
+
+    def __init__(self, key: str, dtype: Any, size: int) -> None:
+        """Describes data that has not been read yet."""
+        self.key, self.dtype, self.size = key, np.dtype(dtype), size
+        self.data: np.ndarray | None = None
 
 
 class Tensor(NamedTuple):
+    """A view of a storage; offset and strides are counted in numbers."""
+
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """A view of the storage; raises Damaged where it reaches beyond."""
+        """The tensor as a read-only array.
+
+        Raises:
+          Damaged: it reaches beyond its storage.
+        """
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise Damaged("a tensor's size, strides or offset are no whole numbers")
+            raise Damaged("a tensor's shape, strides or offset are not whole numbers")
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        if 0 in self.shape or len(self.shape) > 8 or last >= self.storage.size:
-            raise Damaged(f"a tensor of shape {list(self.shape)[:8]} does not fit its {self.storage.size} numbers")
+        data = self.storage.data
+        if data is None or 0 in self.shape or len(self.shape) > 8 or last >= self.storage.size:
+            raise Damaged(
+                f"a tensor of shape {list(self.shape)[:8]} does not fit into its {self.storage.size} numbers"
+            )
         strides = [stride * self.storage.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(self.storage.data[self.offset :], self.shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, strides, writeable=False)
 
 
-def _scalar(dtype, raw):
+def _scalar(dtype: Any, raw: Any) -> Any:
     if not (isinstance(dtype, np.dtype) and isinstance(raw, bytes) and len(raw) == dtype.itemsize):
-        raise Damaged("a number of NumPy that is none")
+        raise Damaged("a NumPy scalar has the wrong number of bytes")
     return np.frombuffer(raw, dtype)[0].item()
 
 
-def _dtype(name, *_):
+def _dtype(name: Any, *_: Any) -> np.dtype:
     if name not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"):
-        raise Damaged(f"a number of NumPy's type {str(name)[:20]!r}")
+        raise Damaged(f"a NumPy scalar has the type {str(name)[:20]!r}, which no checkpoint needs")
     return np.dtype(name).newbyteorder("<")
 
 
-def _encode(text, encoding):
+def _encode(text: Any, encoding: Any) -> Any:
     if encoding not in ("latin1", "utf-8", "ascii"):
-        raise Damaged(f"text in {str(encoding)[:20]!r}")
+        raise Damaged(f"text has the encoding {str(encoding)[:20]!r}, which no checkpoint needs")
     return codecs.encode(text, encoding)
 
 
-REBUILD = {
+# the only functions that a pickle may call
+REBUILD: dict[Global, Callable] = {
     Global("collections", "OrderedDict"): OrderedDict,
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
     Global("torch._utils", "_rebuild_tensor_v2"): lambda *a: Tensor(*a[:4]),
@@ -95,21 +113,33 @@ REBUILD = {
     Global("numpy._core.multiarray", "scalar"): _scalar,
     Global("_codecs", "encode"): _encode,
 }
-KINDS = {Global("torch", name): kind for name, kind in STORAGES.items()}
+STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
 
 
 class Machine:
-    """Interprets one pickle; `storages` collects the data that its tensors name, by key."""
+    """A stack machine that interprets one pickle.
 
-    def __init__(self, storages: dict[str, Storage]):
+    Args:
+      storages: collects the storages of its tensors, by key.
+    """
+
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        """Starts with an empty stack."""
         self.stack: list[Any] = []
-        self.marks: list[list] = []
+        self.marks: list[list] = []  # the stacks below each MARK
         self.memo: dict[int, Any] = {}
         self.storages = storages
 
-    def run(self, file):
-        """The object that the pickle at the file's position makes."""
-        for opcode, argument, _ in pickletools.genops(file):
+    def run(self, pickle: Any) -> Any:
+        """The object that a pickle holds.
+
+        Args:
+          pickle: bytes, or a file, which is left at the end of the pickle.
+
+        Raises:
+          Damaged: the pickle has no end, or an instruction that no checkpoint needs.
+        """
+        for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in CONSTANTS:
@@ -120,76 +150,89 @@ class Machine:
                 raise Damaged(f"its pickle has the instruction {opcode.name}, which no checkpoint needs")
         raise Damaged("its pickle has no end")
 
-    def push(self, value):
+    def push(self, value: Any) -> None:
+        """Puts a value on the stack."""
         self.stack.append(value)
 
     def pop(self, count: int) -> list:
+        """Takes the last `count` values off the stack."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
-    def mark(self, _):
+    def mark(self, _: Any) -> None:
+        """Starts a new stack above the present one."""
         self.marks.append(self.stack)
         self.stack = []
 
     def pop_mark(self) -> list:
+        """Returns the values since the last mark, and goes back to the stack below it."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def make_tuple(self, count):
+    def make_tuple(self, count: int | None) -> None:
+        """Replaces the last `count` values, or those since the mark, by a tuple."""
         self.push(tuple(self.pop_mark() if count is None else self.pop(count)))
 
-    def append(self, items):
+    def append(self, items: list) -> None:
+        """Appends to the list on the stack."""
         if type(self.stack[-1]) is not list:
-            raise Damaged("its pickle appends to what is no list")
+            raise Damaged("its pickle appends to something that is not a list")
         self.stack[-1].extend(items)
 
-    def set_items(self, items):
+    def set_items(self, items: list) -> None:
+        """Sets keys and values, which alternate in `items`, of the dictionary on the stack."""
         if type(self.stack[-1]) not in (dict, OrderedDict) or len(items) % 2:
-            raise Damaged("its pickle sets items of what is no dictionary")
+            raise Damaged("its pickle sets items of something that is not a dictionary")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    def put(self, index):
+    def put(self, index: int | None) -> None:
+        """Remembers the last value under `index`, or under the next one."""
         self.memo[len(self.memo) if index is None else index] = self.stack[-1]
 
-    def find(self, name):
+    def find(self, name: str | None) -> None:
+        """Pushes a function or storage type, named by "module name" or by the last two values."""
         if name is None:
             name = " ".join(self.pop(2))
-        found = Global(*name.split(" ", 1))
-        if found not in REBUILD and found not in KINDS:
-            raise Damaged(f"its pickle asks for {found.module}.{found.name}"[:120] + ", which no checkpoint needs")
-        self.push(found)
+        target = Global(*name.split(" ", 1))
+        if target not in REBUILD and target not in STORAGE_TYPES:
+            raise Damaged(f"its pickle asks for {target.module}.{target.name}"[:120] + ", which no checkpoint needs")
+        self.push(target)
 
-    def reduce(self, _):
+    def reduce(self, _: Any) -> None:
+        """Calls a function of `REBUILD`."""
         function, arguments = self.pop(2)
         if function not in REBUILD or type(arguments) is not tuple:
-            raise Damaged("its pickle calls what is no function")
+            raise Damaged("its pickle calls something that is not a function")
         self.push(REBUILD[function](*arguments))
 
-    def build(self, _):
-        """Attributes of a dictionary (versions of modules) and the byte order of a dtype; neither matters."""
+    def build(self, _: Any) -> None:
+        """Drops attributes of a dictionary (versions of modules) and the byte order of a dtype, which don't matter."""
         state = self.stack.pop()
         if type(self.stack[-1]) is OrderedDict and type(state) is dict:
             return
         if isinstance(self.stack[-1], np.dtype) and type(state) is tuple and state[1:2] in (("<",), ("|",)):
             return
-        raise Damaged("its pickle gives attributes to what has none")
+        raise Damaged("its pickle sets attributes of something that has none")
 
-    def storage(self, _):
-        """('storage', type, key, device, numbers) and in legacy files None or a view (key, offset, size)."""
+    def storage(self, _: Any) -> None:
+        """Replaces ('storage', type, key, device, size), in legacy files followed by None, by a storage."""
         kind, storage_type, key, _, size, *view = self.stack.pop()
-        if kind != "storage" or storage_type not in KINDS or not isinstance(key, str) or view not in ([], [None]):
-            raise Damaged("its pickle names data in an unknown way")
+        known = kind == "storage" and storage_type in STORAGE_TYPES and isinstance(key, str)
+        if not known or view not in ([], [None]):
+            raise Damaged("its pickle refers to data in an unknown way")
         if type(size) is not int or size < 0:
             raise Damaged(f"its data {key[:20]!r} has no size")
-        made = self.storages.setdefault(key, Storage(key, KINDS[storage_type], size))
-        if (made.dtype, made.size) != (KINDS[storage_type], size):
+        dtype = STORAGE_TYPES[storage_type]
+        storage = self.storages.setdefault(key, Storage(key, dtype, size))
+        if (storage.dtype, storage.size) != (dtype, size):
             raise Damaged(f"its data {key[:20]!r} has two types or sizes")
-        self.push(made)
+        self.push(storage)
 
 
+# instructions that push their argument, and all others
 CONSTANTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 CONSTANTS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-ACTIONS = {
+ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
@@ -221,8 +264,13 @@ ACTIONS = {
 }
 
 
-def dump(node, arrays: list[np.ndarray]) -> Iterator[bytes]:
-    """The instructions that make `node`, in protocol 2; its arrays are appended to `arrays`, named by place."""
+def dump(node: Any, arrays: list[np.ndarray]) -> Iterator[bytes]:
+    """The instructions of protocol 2 that build `node`.
+
+    Args:
+      node: dictionaries, lists, tuples, numbers, text and arrays.
+      arrays: collects its arrays; an array's index is its key in the file.
+    """
     if node is None or isinstance(node, bool):
         yield {None: b"N", True: b"\x88", False: b"\x89"}[node]
     elif isinstance(node, int):
@@ -246,14 +294,16 @@ def dump(node, arrays: list[np.ndarray]) -> Iterator[bytes]:
         yield from _dump_tensor(np.asarray(node), arrays)
 
 
-def _dump_tensor(array: np.ndarray, arrays: list[np.ndarray]):
+def _dump_tensor(array: np.ndarray, arrays: list[np.ndarray]) -> Iterator[bytes]:
     strides = [math.prod(array.shape[i + 1 :]) for i in range(array.ndim)]
     yield b"ctorch._utils\n_rebuild_tensor_v2\n((" + b"".join(dump("storage", arrays))
-    yield f"ctorch\n{NAMES[array.dtype]}\n".encode()
-    for part in (str(len(arrays)), "cpu", array.size):
+    yield f"ctorch\n{STORAGE_NAMES[array.dtype]}\n".encode()
+    location: tuple = (str(len(arrays)), "cpu", array.size)
+    view: tuple = (0, tuple(array.shape), tuple(strides), False, OrderedDict())
+    for part in location:
         yield from dump(part, arrays)
     arrays.append(array)
     yield b"tQ"
-    for part in (0, tuple(array.shape), tuple(strides), False, OrderedDict()):
+    for part in view:
         yield from dump(part, arrays)
     yield b"tR"
