@@ -72,24 +72,25 @@ def export_torch(path: str, current: state.TrainState, config: ConfigDict) -> No
     print(f"wrote {path}: step {int(current.step)}")
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """Returns the parser of the command line."""
     codes = {1: "an output differs by more than --tol"}
     description = "Converts a PyTorch checkpoint to a workdir, or back."
-    parser = cli.parser("convert", description, EXAMPLES, codes)
-    files = parser.add_argument_group("files")
+    command = cli.parser("convert", description, EXAMPLES, codes)
+    files = command.add_argument_group("files")
     direction = files.add_mutually_exclusive_group()
     direction.add_argument("--from", dest="source", metavar="FILE.pth", help="PyTorch checkpoint to convert")
     direction.add_argument("--to", metavar="FILE.pth", help="PyTorch checkpoint to write")
     files.add_argument("--step", type=int, help="checkpoint of the workdir (default: the newest)")
-    option = parser.add_argument_group("comparison").add_argument
+    option = command.add_argument_group("comparison").add_argument
     option("--verify", metavar="FILE.npz", help="official outputs to compare with, see the README")
     option("--tol", type=float, default=1e-4, help="largest relative error allowed (default: 1e-4)")
-    return parser
+    return command
 
 
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     """Runs the command on a mesh, by default of all devices."""
-    arguments = cli.parse(_parser(), argv)
+    arguments = cli.parse(parser(), argv)
     mesh = mesh or sharding.mesh()
     config = arguments.config
     if not (arguments.source or arguments.to or arguments.verify):
