@@ -83,7 +83,7 @@ def parser() -> cli.Parser:
     direction.add_argument("--to", metavar="FILE.pth", help="PyTorch checkpoint to write")
     files.add_argument("--step", type=int, help="checkpoint of the workdir (default: the newest)")
     option = command.add_argument_group("comparison").add_argument
-    option("--verify", metavar="FILE.npz", help="official outputs to compare with, see the README")
+    option("--verify", metavar="FILE.npz", help="official outputs to compare with, see docs/convert.md")
     option("--tol", type=float, default=1e-4, help="largest relative error allowed (default: 1e-4)")
     return command
 
