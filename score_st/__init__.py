@@ -1,30 +1,60 @@
 """Soft Truncation (Kim et al., ICML 2022, arXiv 2106.05527) in JAX.
 
-`load(workdir)` gives a trained `Model`; `VP`, `truncation`, `losses` and the rest serve any network (docs/python.md).
+`load(workdir)` returns a trained `Model`. The SDEs and the modules of `score_st.diffusion` serve any network
+(docs/python.md). `import score_st` alone imports nothing else; names are imported when they are first used (PEP 562).
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from score_st import control, likelihood, losses, ode, sampling, sde, times, truncation  # LOCAL
     from score_st.api import Model, load
     from score_st.config import ConfigError
+    from score_st.diffusion import (
+        guidance,
+        likelihood,
+        losses,
+        parametrization,
+        probability_flow,
+        samplers,
+        sde,
+        time_sampling,
+        truncation,
+    )
     from score_st.diffusion.sde import RVE, SDE, VE, VP, SubVP
 
-_HOME = {"load": "api", "Model": "api", "ConfigError": "config"}
-_HOME |= dict.fromkeys(("SDE", "VP", "SubVP", "VE", "RVE"), "sde")
-__all__ = ["RVE", "SDE", "VE", "VP", "ConfigError", "Model", "SubVP", "load"]
-__all__ += ["control", "likelihood", "losses", "ode", "sampling", "sde", "times", "truncation"]
+__all__ = [
+    "RVE",
+    "SDE",
+    "VE",
+    "VP",
+    "ConfigError",
+    "Model",
+    "SubVP",
+    "guidance",
+    "likelihood",
+    "load",
+    "losses",
+    "parametrization",
+    "probability_flow",
+    "samplers",
+    "sde",
+    "time_sampling",
+    "truncation",
+]
+_HOMES = {"load": "api", "Model": "api", "ConfigError": "config"}
+_HOMES |= dict.fromkeys(("SDE", "VP", "SubVP", "VE", "RVE"), "diffusion.sde")
 
 
-def __getattr__(name: str):
-    """What is asked for is imported then (PEP 562): `import score_st` alone takes no time."""
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module 'score_st' has no attribute {name!r}")
-    module = importlib.import_module(f"score_st.{_HOME.get(name, name)}")
-    return getattr(module, name) if name in _HOME else module
+    if home := _HOMES.get(name):
+        return getattr(importlib.import_module(f"score_st.{home}"), name)
+    return importlib.import_module(f"score_st.diffusion.{name}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
+    """Returns the public names."""
     return __all__

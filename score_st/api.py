@@ -1,23 +1,27 @@
 """A trained model in Python: arrays in, arrays out, each method one compiled program.
 
-x is as the network has images, float32 [B, H, W, C], scaled to [-1, 1] or [0, 1] (data.centered); an integer array of
-the same shape is the images themselves, and scaled first. Where a method makes images they are uint8, or x with
-`scaled=True`.
+x is an image as the network sees it, float32 [B, H, W, C], scaled to [-1, 1] or [0, 1] (data.centered). An integer
+array of the same shape is the images themselves, which are scaled first. Methods that return images return uint8, or
+x with `scaled=True`.
 """
 
 import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from score_st import config as configuration
+from score_st.array_types import Array, Float, Key, Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.diffusion import guidance, likelihood, probability_flow, samplers
+from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import bits_per_dim, generation
 from score_st.model import DiffusionModel
@@ -27,146 +31,179 @@ from score_st.training import checkpoints
 Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
 
+Images = Shaped[Array, "B H W C"]  # integers, or x
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "step"])
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "step", "custom"])
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A network with its weights, as a pytree: it can be an argument of a jitted or differentiated function.
 
-    Image i of a call has noise of its own, a function of `key` and i.
+    Image i of a call has its own noise, a function of `key` and i.
 
     Attributes:
       params: the weights, its leaves.
       config: all settings; `sampling` and `eval` of it are what the methods below do.
       step: of the checkpoint.
+      custom: a diffusion model in place of that of `config`.
     """
 
-    params: dict
+    params: Any
     config: FrozenConfigDict
     step: int = 0
+    custom: DiffusionModel | None = None
 
     @property
-    def experiment(self) -> DiffusionModel:
-        """The parts: network, parametrisation, truncation, scaler."""
-        return _experiment(self.config)
+    def diffusion_model(self) -> DiffusionModel:
+        """SDE, parametrization, network and scaler."""
+        return self.custom or _diffusion_model(self.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        return self.experiment.image_shape
+        return self.diffusion_model.image_shape
 
     @property
     def sde(self) -> SDE:
-        return self.experiment.sde
+        """The diffusion."""
+        return self.diffusion_model.sde
 
-    def score(self, x, t) -> jax.Array:
-        """∇ log p_t(x) [B, H, W, C], at t [B] or a number, ε <= t <= 1."""
+    def score(self, x: Images, t: Float[Array, "..."] | float) -> Float[Array, "B H W C"]:
+        """Returns ∇ log p_t(x) at t [B] or a number, ε <= t <= 1."""
         return _score(self, self.scale(x), t)
 
-    def scale(self, images) -> jax.Array:
-        """x [B, H, W, C] of integer images, at the middle of their levels; x itself stays."""
+    def scale(self, images: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns x of integer images, at the middle of their levels; x itself is returned as it is."""
         images = jnp.asarray(images)
         if not jnp.issubdtype(images.dtype, jnp.integer):
             return images
-        return self.experiment.scaler.forward(images, jnp.full(images.shape, 0.5))
+        return self.diffusion_model.scaler.forward(images, jnp.full(images.shape, 0.5))
 
-    def unscale(self, x) -> jax.Array:
-        """uint8 images [B, H, W, C] of x."""
-        return self.experiment.scaler.inverse(jnp.asarray(x))
+    def unscale(self, x: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+        """Returns the images of x."""
+        return self.diffusion_model.scaler.inverse(jnp.asarray(x))
 
     def sample(
-        self, key, n: int, sampler: str | Sampler | None = None, steps: int | None = None, scaled=False
-    ) -> jax.Array:
-        """`n` images [n, H, W, C]; with `jax.random.key(seed)` those of `python -m score_st.sample --seed`.
+        self,
+        key: Key[Array, ""],
+        n: int,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        scaled: bool = False,
+    ) -> Shaped[Array, "n H W C"]:
+        """Draws `n` images; with `jax.random.key(seed)` those of `python -m score_st.sample --seed`.
 
-        Computed in groups of config.sampling.group.
+        They are computed in groups of config.sampling.group.
 
         Args:
-          sampler: "ode", "dpm_solver_2m", "reverse_diffusion+langevin", ... as --sampler has it, or an object of
-            `sampling`; config.sampling by default.
+          key: image i is a function of it and i.
+          n: how many.
+          sampler: "ode", "dpm_solver_2m", "reverse_diffusion+langevin", ... as for --sampler, or an object of
+            `samplers`; config.sampling by default.
           steps: of a predictor.
+          scaled: return x.
 
         Raises:
-          ConfigError: no such sampler, or (outside jit) an image that is not finite.
+          ConfigError: there is no such sampler, or (outside jit) an image is not finite.
         """
         group, chosen = self.config.sampling.group, self._sampler(sampler, steps)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(-(-n // group) * group))
         parts = [_draw(self, keys[i : i + group], chosen, scaled) for i in range(0, n, group)]
-        return _finite(*(jnp.concatenate(arrays)[:n] for arrays in zip(*parts, strict=True)))
+        return _check_finite(*(jnp.concatenate(arrays)[:n] for arrays in zip(*parts, strict=True)))
 
     def inpaint(
-        self, key, images, mask, sampler: str | Sampler = INPAINT, steps: int | None = None, scaled=False
-    ) -> jax.Array:
-        """Images [B, H, W, C] that agree with `images` (integers, or x) where `mask` is 1, see `control`.
+        self,
+        key: Key[Array, ""],
+        images: Images,
+        mask: Shaped[Array, "..."] | float,
+        sampler: str | Sampler = INPAINT,
+        steps: int | None = None,
+        scaled: bool = False,
+    ) -> Images:
+        """Draws images that agree with `images` where `mask` is 1, see `guidance`.
 
         Args:
+          key: image i is a function of it and i.
+          images: integers, or x.
           mask: broadcast to the images, [H, W, 1] for instance.
-          sampler, steps: as for `sample`, a predictor; a corrector brings both parts into agreement.
+          sampler: as for `sample`, a predictor; a corrector brings both parts into agreement.
+          steps: of the predictor.
+          scaled: return x.
+
+        Raises:
+          ConfigError: the sampler is none that can, or (outside jit) an image is not finite.
         """
         chosen = self._sampler(sampler, steps)
         if isinstance(chosen, samplers.ODE):
             raise ConfigError("sampler=ode: can't keep what is known; a predictor can, best with a corrector")
         x = self.scale(images)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(x)))
-        return _finite(*_draw(self, keys, chosen, scaled, (x, jnp.asarray(mask, x.dtype))))
+        return _check_finite(*_draw(self, keys, chosen, scaled, (x, jnp.asarray(mask, x.dtype))))
 
-    def log_likelihood(self, x, key=None) -> jax.Array:
-        """log p in nats an image [B], by the probability flow and config.eval; NaN where the solver did not arrive.
+    def log_likelihood(self, x: Images, key: Key[Array, ""] | None = None) -> Float[Array, " B"]:
+        """Returns log p in nats an image, by the probability flow and config.eval; NaN if the solver did not arrive.
 
-        Of integer images: of the levels themselves, dequantised as config.eval says, with the reconstruction term, and
-        the lower bound that `nll` of eval/bpd.json is. Of x: its density, by the flow from x, no noise added.
+        For integer images it is the lower bound on the log-probability of their levels whose mean is `nll` of
+        eval/bpd.json, dequantized as config.eval says, with the reconstruction term. For x it is the density at x, by
+        the flow from x, without noise.
 
         Args:
-          key: of the dequantisation and the Hutchinson probes; by default that of `python -m score_st.eval`.
+          x: integers, or x.
+          key: for dequantization and Hutchinson probes; by default that of `python -m score_st.eval`.
         """
         x = jnp.asarray(x)
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0) if key is None else key
         return _log_likelihood(self, x, key)
 
-    def bits_per_dim(self, x, key=None) -> jax.Array:
-        """-`log_likelihood` in bits a dimension of integer data [B]; for x, the levels' width is accounted for."""
+    def bits_per_dim(self, x: Images, key: Key[Array, ""] | None = None) -> Float[Array, " B"]:
+        """Returns -`log_likelihood` in bits a dimension of integer data; for x it counts the width of a level, too."""
         integer = jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)
-        scaler, dims = self.experiment.scaler, math.prod(self.image_shape)
+        scaler, dims = self.diffusion_model.scaler, math.prod(self.image_shape)
         nats = -self.log_likelihood(x, key)
         return likelihood.bits_per_dim(nats, dims, scaler.num_levels, scaler.centered, lossless=integer)
 
-    def encode(self, x) -> jax.Array:
-        """The latents x_T [B, H, W, C] of the probability flow, from the mean of x_ε given `x` (or integer images)."""
+    def encode(self, x: Images) -> Float[Array, "B H W C"]:
+        """Returns the latents x_T of the probability flow, from the mean of x_ε given `x` (or integer images)."""
         return _encode(self, self.scale(x))
 
-    def decode(self, z, scaled=False) -> jax.Array:
-        """Images [B, H, W, C] of latents."""
-        return _finite(*_decode(self, jnp.asarray(z), scaled))
+    def decode(self, z: Float[Array, "B H W C"], scaled: bool = False) -> Images:
+        """Returns the images of latents."""
+        return _check_finite(*_decode(self, jnp.asarray(z), scaled))
 
     def _sampler(self, sampler: str | Sampler | None, steps: int | None) -> Sampler:
-        return _chosen(self.config, sampler, steps) if sampler is None or isinstance(sampler, str) else sampler
+        if sampler is None or isinstance(sampler, str):
+            return _sampler_from_config(self.config, sampler, steps)
+        return sampler
 
 
-def load(workdir: str | Path, step: int | None = None, settings: dict | None = None) -> Model:
-    """The model of a workdir, with the EMA weights.
+def load(
+    workdir: str | Path, step: int | None = None, settings: dict | None = None, mesh: Mesh | None = None
+) -> Model:
+    """Loads the model of a workdir, with the EMA weights.
 
     Args:
+      workdir: of a run, as training and conversion write it.
       step: of the checkpoint; the newest by default.
       settings: values other than those of the workdir's config.json, by dotted key: {"sampling.grid": "logsnr"}.
+      mesh: the devices that read the checkpoint; all by default.
 
     Raises:
-      ConfigError: no run there, no such checkpoint, or a setting that is unknown or changes what the weights mean.
+      ConfigError: there is no run or no such checkpoint, or a setting is unknown or changes what the weights mean.
     """
     config = configuration.from_workdir(workdir, settings)
+    model, mesh = DiffusionModel.from_config(config), mesh or sharding.mesh()
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        restored = checkpoints.open_for_reading(
-            workdir, config, DiffusionModel.from_config(config), sharding.mesh(), step
-        )
+        restored = checkpoints.open_for_reading(workdir, config, model, mesh, step)
     finally:
         absl.logging.set_verbosity(verbosity)
-    # on the first device but not committed to it: they go where x is
+    # on the first device but not committed to it: a computation takes them to the device of x
     return Model(jax.tree.map(jnp.asarray, jax.device_get(restored.ema)), FrozenConfigDict(config), int(restored.step))
 
 
 @functools.lru_cache(maxsize=16)
-def _experiment(config: FrozenConfigDict) -> DiffusionModel:
+def _diffusion_model(config: FrozenConfigDict) -> DiffusionModel:
     return DiffusionModel.from_config(config)
 
 
@@ -175,61 +212,57 @@ def _copy(config: FrozenConfigDict) -> ConfigDict:
 
 
 @functools.lru_cache(maxsize=16)
-def _chosen(config: FrozenConfigDict, sampler: str | None, steps: int | None) -> Sampler:
-    return samplers.from_config(generation.chosen(_copy(config), sampler, steps))
+def _sampler_from_config(config: FrozenConfigDict, sampler: str | None, steps: int | None) -> Sampler:
+    return samplers.from_config(generation.with_sampler(_copy(config), sampler, steps))
 
 
-@functools.lru_cache(maxsize=16)
-def _evaluation(config: FrozenConfigDict) -> bits_per_dim.Evaluation:
-    changed = _copy(config)
-    changed.eval.batch_size = jax.device_count() * max(config.eval.group, 1)  # of the command alone
-    return bits_per_dim.from_config(changed, _experiment(config))
-
-
-def _finite(images, finite):
+def _check_finite(images: Any, finite: Any) -> Any:
     if not isinstance(finite, jax.core.Tracer) and not finite.all():
         raise ConfigError(f"{int((~finite).sum())} of {len(finite)} images are not finite: {generation.DIVERGED}")
     return images
 
 
 @jax.jit
-def _score(model: Model, x, t):
-    return model.experiment.score(model.params)(x, jnp.broadcast_to(jnp.asarray(t, x.dtype), len(x)))
+def _score(model: Model, x: Any, t: Any) -> jax.Array:
+    score = model.diffusion_model.score(model.params)
+    return score(x, jnp.broadcast_to(jnp.asarray(t, x.dtype), len(x)))
 
 
-def _images(model: Model, x, scaled: bool):
+def _images(model: Model, x: Any, scaled: bool) -> tuple[Array, Array]:
     return x if scaled else model.unscale(x), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "scaled"))
-def _draw(model: Model, keys, sampler: Sampler, scaled: bool, known=None):
-    made, sde = model.experiment, samplers.sampling_sde(model.config, model.sde)
+def _draw(model: Model, keys: Any, sampler: Sampler, scaled: bool, known: Any = None) -> tuple[Array, Array]:
+    sde, score = samplers.sampling_sde(model.config, model.sde), model.diffusion_model.score(model.params)
     project: dict = {} if known is None else {"project": guidance.inpaint(sde, *known)}
-    return _images(model, sampler(made.score(model.params), sde, keys, made.image_shape, **project)[0], scaled)
+    return _images(model, sampler(score, sde, keys, model.image_shape, **project)[0], scaled)
 
 
-def _flow(model: Model):
-    """The ODE whatever config.sampling.method is, the score and the SDE."""
+def _flow(model: Model) -> tuple[samplers.ODE, Score, SDE]:
+    """Returns the ODE, whatever config.sampling.method is, the score and the SDE."""
     sampler = samplers.ODE(probability_flow.from_config(model.config.sampling), model.config.sampling.noise_removal)
-    return sampler, model.experiment.score(model.params), samplers.sampling_sde(model.config, model.sde)
+    score = model.diffusion_model.score(model.params)
+    return sampler, score, samplers.sampling_sde(model.config, model.sde)
 
 
 @jax.jit
-def _encode(model: Model, x):
+def _encode(model: Model, x: Any) -> jax.Array:
     sampler, score, sde = _flow(model)
     return sampler.encode(score, sde, sde.alpha(sde.eps) * x)[0]
 
 
 @functools.partial(jax.jit, static_argnames="scaled")
-def _decode(model: Model, z, scaled: bool):
+def _decode(model: Model, z: Any, scaled: bool) -> tuple[Array, Array]:
     sampler, score, sde = _flow(model)
     return _images(model, sampler.decode(score, sde, z)[0], scaled)
 
 
 @jax.jit
-def _log_likelihood(model: Model, x, key):
-    integer, computed = jnp.issubdtype(x.dtype, jnp.integer), _evaluation(model.config)
+def _log_likelihood(model: Model, x: Any, key: Any) -> jax.Array:
+    integer = jnp.issubdtype(x.dtype, jnp.integer)
+    evaluation = bits_per_dim.from_config(model.config, model.diffusion_model)
     with jax.default_matmul_precision("highest"):  # as the command
-        terms = (computed.nll if integer else computed.density)(model.params, x, jnp.arange(len(x)), key)
-    offset = computed.offset("nll") if integer else 0.0
-    return jnp.where(terms["reached"], -(bits_per_dim.total(terms) + offset) / computed.bits(1.0), jnp.nan)
+        terms = (evaluation.nll if integer else evaluation.density)(model.params, x, jnp.arange(len(x)), key)
+    offset = evaluation.offset("nll") if integer else 0.0
+    return jnp.where(terms["reached"], -(bits_per_dim.total(terms) + offset) / evaluation.bits(1.0), jnp.nan)

@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 import jax
-import rich.table
 from jax.sharding import Mesh
 
 from score_st.data import pipeline
-from score_st.evaluation import bits_per_dim, sample_quality
+from score_st.evaluation import bits_per_dim, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
@@ -20,47 +19,30 @@ EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --step 1000
   python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
       --config.eval.dequantization=truncated_normal --config.eval.importance_samples=20
-  python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --metrics fid,is,kid
 
-started again, it goes on from eval/bpd.jsonl where it has the same settings and the same weights"""
-
-
-def show(result: dict):
-    """The figures as a table on the terminal, their terms, and a warning for each step limit that was reached."""
-    title = f"step {result['step']}, {result['images']} images, {result['dequantization']} dequantisation"
-    table = rich.table.Table("", "bits/dim", "± images", "± repeats", "NFE", "s/image", title=title)
-    number = lambda key, digits=4: "" if result.get(key) is None else f"{result[key]:.{digits}f}"
-    names = [name for name in bits_per_dim.FIGURES if name in result]
-    for name in names:
-        errors = number(f"{name}_stderr_images"), number(f"{name}_stderr_repeats")
-        table.add_row(name, number(name), *errors, number(f"{name}_nfe", 0), number(f"{name}_seconds_per_image"))
-    rich.print(table)
-    for name in names:
-        terms = " + ".join(f"{key} {value:.4f}" for key, value in result[f"{name}_terms"].items())
-        print(f"{name}, {bits_per_dim.FIGURES[name]}:\n  {terms}")
-        if lost := result.get(f"{name}_unreached"):
-            limit = f"eval.max_steps={result['config']['eval']['max_steps']}"
-            print(f"warning: {name}: the solver did not arrive within {limit} for images {lost}", file=sys.stderr)
+started again, it resumes from eval/bpd.jsonl if the settings and the weights there are the same"""
 
 
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
-    parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights, or the quality of samples.", EXAMPLES)
+    """Runs the command on the devices of a mesh, by default on all; returns what is in its JSON file."""
+    parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
-    sample_quality.add_options(parser)
+    sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
     arguments = cli.parse(parser, argv)
-    mesh = mesh or sharding.mesh()
-    config, workdir = arguments.config, Path(arguments.workdir)
+    config, workdir, mesh = arguments.config, Path(arguments.workdir), mesh or sharding.mesh()
     if arguments.metrics:
-        result = sample_quality.evaluate(arguments, mesh)
-    else:
-        made = DiffusionModel.from_config(config)
-        bits_per_dim.from_config(config, made)
-        images = pipeline.load(config, "test")
-        restored = checkpoints.open_for_reading(workdir, config, made, mesh, arguments.step)
-        result = bits_per_dim.evaluate(config, made, restored.ema, int(restored.step), images, workdir, mesh)
         if jax.process_index() == 0:
-            show(result)
+            print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)
+        result = sample_quality.from_arguments(arguments, mesh, tables.show_quality)
+    else:
+        bits_per_dim.check_batch_size(config, mesh)
+        model = DiffusionModel.from_config(config)
+        bits_per_dim.from_config(config, model)
+        images = pipeline.load(config, "test")
+        restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
+        step, show = int(restored.step), tables.show_bits_per_dim
+        result = bits_per_dim.evaluate(config, model, restored.ema, step, images, workdir, mesh, show)
     page.refresh_existing(workdir)
     return result
 

@@ -4,23 +4,28 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from score_st.evaluation import sample_quality
+from score_st.evaluation import sample_quality, tables
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 
 EXAMPLES = """\
   python -m score_st.quality --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
-      --metrics fid,is,kid"""
+      --metrics fid,is,kid,precision_recall --weights pt_inception-2015-12-05-6726825d.pth
+  python -m score_st.quality --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
+      --reference cifar10_stats.npz
+  python -m score_st.quality --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits \\
+      --metrics fid,kid --features efficientnet-lite0 --samples runs/digits/dpm
+
+the figures are in eval/quality.json of the workdir, too"""
 
 
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
-    """Runs the command."""
-    parser = cli.parser(
-        "quality", "The quality of samples: FID, KID, Inception score, precision and recall.", EXAMPLES
-    )
-    sample_quality.add_options(parser)
+    """Runs the command on the devices of a mesh, by default on all; returns what is in eval/quality.json."""
+    description = "Sample quality: FID, KID, Inception score, precision and recall."
+    parser = cli.parser("quality", description, EXAMPLES)
+    sample_quality.add_options(parser, "sample quality", "fid")
     arguments = cli.parse(parser, argv)
-    result = sample_quality.evaluate(arguments, mesh or sharding.mesh())
+    result = sample_quality.from_arguments(arguments, mesh or sharding.mesh(), tables.show_quality)
     page.refresh_existing(Path(arguments.workdir))
     return result
 

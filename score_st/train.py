@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from score_st.data import pipeline
-from score_st.evaluation import bits_per_dim, generation
+from score_st.evaluation import bits_per_dim, generation, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
@@ -27,11 +27,12 @@ def snapshot(config, workdir: Path, made: DiffusionModel, test_images, mesh, cur
     weights = sharding.whole(current.ema) if shown else None
     if config.training.snapshot_sampling:
         path = workdir / f"snapshots/{step:08}.png"
-        generation.picture(config, made, weights, path, mesh)
+        generation.write_picture(config, made, weights, path, mesh)
         if log.writes:
             shutil.copyfile(path, workdir / "samples.png")
     if config.eval.enable_bpd:
-        result = bits_per_dim.evaluate(config, made, weights, step, test_images, workdir, mesh)
+        show = tables.show_bits_per_dim
+        result = bits_per_dim.evaluate(config, made, weights, step, test_images, workdir, mesh, show)
         log(step, **{name: result[name] for name in bits_per_dim.FIGURES if name in result})
     if log.writes:
         write_text(workdir / "snapshot", str(step))
@@ -59,11 +60,13 @@ def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainS
     setup = stepping.from_config(config, sharding.mesh(config.training.fsdp))
     model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    mesh = sharding.mesh()
     if config.eval.enable_bpd:
+        bits_per_dim.check_batch_size(config, mesh)
         bits_per_dim.from_config(config, model)
     workdir = claim_workdir(workdir, config, base)
     keep_programs(workdir)
-    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], sharding.mesh())
+    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], mesh)
     return loop.fit(config, workdir, setup, images, at_snapshot)
 
 

@@ -1,51 +1,65 @@
-"""Bits per dimension of a model on every test image, and the loss as a function of t."""
+"""Bits per dimension of a model on every test image: the likelihood by the flow and the variational bound."""
 
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.sharding import Mesh
 
-from score_st.config import ConfigError, choose
+from score_st.array_types import Array, Bool, Float, Int, Key, Shaped, UInt8
+from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.data.images import Images
 from score_st.diffusion import likelihood, losses, probability_flow, time_sampling
 from score_st.diffusion.sde import expand
-from score_st.evaluation import provenance, runner
+from score_st.evaluation import loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
 from score_st.runtime import sharding
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
-PROBES = {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal}
-DEQUANTIZATIONS = preprocessing.DEQUANTIZATIONS | {"truncated_normal": "of the noise at ε, without training"}
-TIMES = 40  # points of the curves over t
-# what is computed, by the key of its mean in eval/bpd.json
+PROBES = Table("eval.hutchinson_type", {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal})
+DEQUANTIZATIONS = Table(
+    "eval.dequantization",
+    {**preprocessing.DEQUANTIZATIONS, "truncated_normal": "with the noise at ε, without training"},
+)
+# every figure, by the key of its mean in eval/bpd.json
 FIGURES = {
-    "nll": "by the flow from x_ε, with reconstruction (or dequantisation)",
+    "nll": "by the flow from x_ε, with reconstruction (or dequantization)",
     "nll_from_x0": "by the flow from x_0, without reconstruction, as in earlier papers",
     "nelbo": "variational bound, with reconstruction",
     "nelbo_without_residual": "variational bound on x_ε, without reconstruction",
 }
-COUNTS = ("nfe", "reached")  # of a result; all else are terms in bits/dim
+COUNTS = ("nfe", "reached")  # among the results of an image; all others are terms in bits/dim
+
+Terms = Mapping[str, Shaped[Array, " B"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What is computed for one image, and how.
+    """The figures of one image, and how they are computed.
+
+    The noise of an image is a function of the key and of its index in the split, so that batches and devices change
+    nothing.
 
     Attributes:
-      probe, probes: draws Hutchinson probes, and how many an image.
-      log_mass: of the discretised decoder, for lossless figures; None for densities.
-      half_bin, samples: truncated normal dequantisation, and the K of its bound; half_bin 0 is none.
-      lambda_: the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
+      model: the diffusion model, with the dequantization of the evaluation.
+      solver: integrates the flow.
+      probe: (key, shape) -> a Hutchinson probe.
+      probes: how many of them for an image.
+      log_mass: log mass of the discretized decoder, for lossless figures; None for densities.
+      half_bin: half the width of a level for truncated normal dequantization; 0 for any other.
+      samples: K of the importance-weighted bound of truncated normal dequantization.
+      lambda_: names the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
     """
 
     model: DiffusionModel
@@ -57,17 +71,17 @@ class Evaluation:
     samples: int = 1
     lambda_: float = 0.0
 
-    def bits(self, nats):
-        """Bits a dimension of a term or a difference; `offset` is added once."""
+    def bits(self, nats: Any) -> Any:
+        """Converts a term from nats an image to bits a dimension; `offset` is added once to their sum."""
         return nats / (np.prod(self.model.image_shape) * np.log(2))
 
     def offset(self, name: str) -> float:
-        """From a density to levels in bits/dim, for one of FIGURES."""
+        """Returns what takes one of FIGURES from a density of scaled data to levels, in bits/dim."""
         scaler, lossless = self.model.scaler, self.log_mass is not None and name in ("nll", "nelbo")
         return likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless)
 
-    def _inputs(self, images, indices, key):
-        """x and noise for each image by its index in the split, so that batches and devices change nothing."""
+    def _inputs(self, images: Any, indices: Any, key: Any) -> tuple:
+        """Returns x, two normal draws like x, and the probes [B, m, H, W, C]."""
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 5))(indices)
         shape = images.shape[1:]
         draw = lambda function, k, shape=shape: jax.vmap(lambda key: function(key, shape))(keys[:, k])
@@ -75,21 +89,33 @@ class Evaluation:
         probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype)
         return x, draw(jax.random.normal, 1), draw(jax.random.normal, 2), probes
 
-    def _flow(self, params, x, probes):
-        made = self.model
-        result = likelihood.nll(made.score(params), made.sde, x, probes, self.solver, self.lambda_)
+    def _flow(self, params: Any, x: Any, probes: Any) -> tuple[dict, dict]:
+        model = self.model
+        result = likelihood.nll(model.score(params), model.sde, x, probes, self.solver, self.lambda_)
         counts = {"nfe": result.evaluations, "reached": result.reached}
         return {"prior": self.bits(result.prior), "trace": self.bits(result.trace)}, counts
 
-    def _reconstruction(self, params, x, z):
-        made = self.model
-        eps = jnp.full(len(x), made.sde.eps)
-        return self.bits(losses.reconstruction(made.score(params), made.sde, x, eps, z, self.log_mass))
+    def _reconstruction(self, params: Any, x: Any, z: Any) -> Any:
+        model = self.model
+        eps = jnp.full(len(x), model.sde.eps)
+        return self.bits(losses.reconstruction(model.score(params), model.sde, x, eps, z, self.log_mass))
 
-    def nll(self, params, images, indices, key, from_x0=False):
-        """Terms of the NLL in bits/dim [B], the evaluations and whether the solver arrived.
+    def nll(
+        self,
+        params: Any,
+        images: Shaped[Array, "B H W C"],
+        indices: Int[Array, " B"],
+        key: Key[Array, ""],
+        from_x0: Bool[Array, ""] | bool = False,
+    ) -> Terms:
+        """Returns the terms of the NLL in bits/dim [B], its network evaluations and whether the solver arrived.
 
-        `from_x0`, which may be traced, starts the flow at x_0 and leaves the reconstruction 0, as earlier papers do.
+        Args:
+          params: the network's weights.
+          images: of integers.
+          indices: of the images in their split.
+          key: for all noise.
+          from_x0: starts the flow at x_0 and leaves the reconstruction 0, as earlier papers do.
         """
         if self.half_bin:
             return self._importance_weighted(params, images, indices, key)
@@ -101,15 +127,21 @@ class Evaluation:
         reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
         return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 
-    def density(self, params, x, indices, key):
-        """The same of -log p by the flow from x [B, H, W, C], scaled already, without dequantisation."""
+    def density(
+        self, params: Any, x: Float[Array, "B H W C"], indices: Int[Array, " B"], key: Key[Array, ""]
+    ) -> Terms:
+        """Returns the same for -log p by the flow from x, which is scaled already, without dequantization."""
         terms, counts = self._flow(params, x, self._inputs(x, indices, key)[3])
         return terms | counts
 
-    def _importance_weighted(self, params, images, indices, key):
-        """Terms of the truncated normal bound: their means over K samples, and what the mean of the ratios gains."""
+    def _importance_weighted(self, params: Any, images: Any, indices: Any, key: Any) -> Terms:
+        """Returns the terms of the truncated normal bound.
 
-        def sample(k):
+        They are means over K samples; `importance` is what the mean of the K ratios gains over the mean of their
+        logarithms.
+        """
+
+        def sample(k: Any) -> tuple[dict, dict]:
             x, _, _, probes = self._inputs(images, indices, jax.random.fold_in(key, k))
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, k), i))(indices)
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
@@ -123,47 +155,76 @@ class Evaluation:
         means = {name: jnp.mean(value, axis=0) for name, value in terms.items()} | {"importance": gain}
         return means | {"nfe": jnp.sum(counts["nfe"], axis=0), "reached": jnp.all(counts["reached"], axis=0)}
 
-    def nelbo(self, params, images, indices, u, key):
-        """Terms of the bound in bits/dim [B], at the importance sampled time of u [B]."""
+    def nelbo(
+        self,
+        params: Any,
+        images: UInt8[Array, "B H W C"],
+        indices: Int[Array, " B"],
+        u: Float[Array, " B"],
+        key: Key[Array, ""],
+    ) -> Terms:
+        """Returns the terms of the bound in bits/dim [B], at the importance-sampled time of u, uniform on [0, 1)."""
         x, z, z_rec, _ = self._inputs(images, indices, key)
-        made = self.model
-        prior, diffusion, entropy = likelihood.nelbo(made.score(params), made.sde, x, u, z, self.lambda_ or 1.0)
+        model = self.model
+        prior, diffusion, entropy = likelihood.nelbo(model.score(params), model.sde, x, u, z, self.lambda_ or 1.0)
         terms = jax.tree.map(self.bits, {"prior": prior, "diffusion": diffusion, "entropy": entropy})
         return terms | {"reconstruction": self._reconstruction(params, x, z_rec)}
 
-    def loss_at(self, params, images, indices, t, key):
-        """½ ‖σ s + z‖² a dimension, in nats [B], at one time t for all images."""
+    def loss_at(
+        self,
+        params: Any,
+        images: UInt8[Array, "B H W C"],
+        indices: Int[Array, " B"],
+        t: Float[Array, ""] | float,
+        key: Key[Array, ""],
+    ) -> Terms:
+        """Returns ½ ‖σ s + z‖² a dimension, in nats [B], at one time t for all images."""
         x, z, _, _ = self._inputs(images, indices, key)
-        made = self.model
-        error = losses.denoising_error(made.score(params), made.sde, x, jnp.full(len(x), t), z)
-        return {"loss": 0.5 * error / np.prod(made.image_shape)}
+        model = self.model
+        error = losses.denoising_error(model.score(params), model.sde, x, jnp.full(len(x), t), z)
+        return {"loss": 0.5 * error / np.prod(model.image_shape)}
 
-    def gradient_at(self, params, images, indices, t, key):
-        """Of the loss at t: ‖E gradient‖² and the trace of the gradient's covariance over images and noise."""
+    def gradient_at(
+        self,
+        params: Any,
+        images: UInt8[Array, "B H W C"],
+        indices: Int[Array, " B"],
+        t: Float[Array, ""] | float,
+        key: Key[Array, ""],
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns ‖E gradient‖² of the loss at t and the trace of its covariance over images and noise, both unbiased.
+
+        Needs two images or more.
+        """
         n, zero = len(images), jax.tree.map(jnp.zeros_like, params)
+        squares = lambda tree: sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
 
-        def add(carry, example):
-            image, index = (a[None] for a in example)
+        def add(sums: tuple, example: tuple) -> tuple:
+            image, index = (array[None] for array in example)
             loss = lambda params: self.loss_at(params, image, index, t, key)["loss"][0]
             gradient = jax.grad(loss)(params)
-            return (jax.tree.map(jnp.add, carry[0], gradient), carry[1] + _squares(gradient)), None
+            return (jax.tree.map(jnp.add, sums[0], gradient), sums[1] + squares(gradient)), None
 
-        (gradient, squares), _ = jax.lax.scan(add, (zero, jnp.float32(0)), (images, indices))
-        of_mean = _squares(gradient) / n**2
-        variance = (squares / n - of_mean) * n / (n - 1)
-        return {"gradient_norm2": of_mean - variance / n, "gradient_variance": variance}
-
-
-def _squares(tree):
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+        (gradient, sum_of_squares), _ = jax.lax.scan(add, (zero, jnp.float32(0)), (images, indices))
+        square_of_mean = squares(gradient) / n**2
+        variance = (sum_of_squares / n - square_of_mean) * n / (n - 1)
+        return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
 
 
-def from_config(config, made: DiffusionModel) -> Evaluation:
-    """Raises ConfigError for an unknown name or a number out of its range, also a batch that devices can't share."""
+def check_batch_size(config: Any, mesh: Mesh) -> None:
+    """Raises ConfigError if the devices of the mesh can't share eval.batch_size."""
+    group = max(config.eval.group, 1)
+    unit = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
+    sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size * group, unit)
+
+
+def from_config(config: Any, model: DiffusionModel) -> Evaluation:
+    """Returns the evaluation that `config.eval` describes.
+
+    Raises:
+      ConfigError: a name is unknown, a number is out of its range, or there is nothing to compute.
+    """
     section = config.eval
-    devices, group = jax.device_count(), max(section.group, 1)
-    what = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
-    sharding.check_divisible("eval.batch_size", section.batch_size, devices * group, what)
     if not section.nll_iter and not section.nelbo_iter:
         raise ConfigError("config.eval.nll_iter=0 and config.eval.nelbo_iter=0: nothing to compute; 1 is once")
     for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 0), ("nelbo_iter", 0)):
@@ -172,12 +233,12 @@ def from_config(config, made: DiffusionModel) -> Evaluation:
     if section.gradient_images == 1 or section.gradient_images < 0:
         raise ConfigError(f"config.eval.gradient_images={section.gradient_images}: should be 2 or more, or 0 for none")
     name = section.dequantization or config.data.dequantization
-    choose(DEQUANTIZATIONS, name, "eval.dequantization")
-    scaler = dataclasses.replace(made.scaler, dequantization=name)
+    DEQUANTIZATIONS.choose(name)
+    scaler = dataclasses.replace(model.scaler, dequantization=name)
     return Evaluation(
-        dataclasses.replace(made, scaler=scaler),
+        dataclasses.replace(model, scaler=scaler),
         probability_flow.from_config(section),
-        choose(PROBES, section.hutchinson_type, "eval.hutchinson_type"),
+        PROBES.choose(section.hutchinson_type),
         section.n_probes,
         losses.log_mass_from_config(config) if name in ("lossless", "truncated_normal") else None,
         losses.half_bin(config) if name == "truncated_normal" else 0.0,
@@ -186,125 +247,143 @@ def from_config(config, made: DiffusionModel) -> Evaluation:
     )
 
 
-def total(terms: dict) -> np.ndarray | jax.Array:
-    """The sum of the terms in bits/dim, without the offset."""
-    return sum(value for key, value in terms.items() if key not in COUNTS)
+def total(terms: Terms) -> Float[Array, " B"]:
+    """Returns the sum of the terms in bits/dim, without the offset."""
+    first, *others = [value for key, value in terms.items() if key not in COUNTS]
+    return sum(others, start=first)
 
 
-def summary(name: str, repeats: list[dict], offset: float) -> dict:
-    """Mean, standard errors and mean of each term, over the images for which the solver arrived every time.
+def summary(name: str, repeats: list[dict], offset: float) -> dict[str, Any]:
+    """Returns mean, standard errors and the mean of each term of the figure `name`.
 
-    The error over images is that of the test set as a sample. What the estimator's own noise adds to the spread of the
-    images is taken off where there are repeats to tell; where too little is left, and for the bound without repeats,
-    there is no figure. As times are stratified, this noise cancels in the mean: the error over repeats says what is
-    left.
+    They are over the images for which the solver arrived in every repeat. The error over images is that of the test
+    set as a sample. What the estimator's own noise adds to the spread of the images is subtracted if there are repeats
+    to estimate it from; if too little is left, and for the bound without repeats, there is no figure. As times are
+    stratified, this noise cancels in the mean: the error over repeats says what is left.
+
+    Args:
+      name: one of FIGURES.
+      repeats: for each repeat, the terms and counts [N].
+      offset: see `Evaluation.offset`.
     """
-    timed = "nfe" not in repeats[0]  # one time an image
-    reached = np.all([r.get("reached", np.ones(len(total(r)), bool)) for r in repeats], axis=0)
+    one_time = "nfe" not in repeats[0]  # the bound sees one time an image
+    reached = np.all([terms.get("reached", np.ones(len(total(terms)), bool)) for terms in repeats], axis=0)
     values = np.stack([total(terms) for terms in repeats])[:, reached] + offset
     count, n = values.shape
     spread = lambda a, axis=0: np.var(a, axis=axis, ddof=1) if a.shape[axis] > 1 else np.zeros(a.shape[1:])
-    images = (spread(values.mean(0)) - spread(values).mean() / count) / max(n, 1)
-    terms = {key: float(np.mean([r[key][reached] for r in repeats])) for key in repeats[0] if key not in COUNTS}
-    figures = {
+    variance = (spread(values.mean(0)) - spread(values).mean() / count) / max(n, 1)
+    names = [key for key in repeats[0] if key not in COUNTS]
+    means = {key: float(np.mean([terms[key][reached] for terms in repeats])) for key in names}
+    figures: dict[str, Any] = {
         name: float(values.mean()),
-        f"{name}_stderr_images": None if images < 0 or (timed and count == 1) else float(images**0.5),
+        f"{name}_stderr_images": None if variance < 0 or (one_time and count == 1) else float(variance**0.5),
         f"{name}_stderr_repeats": float((spread(values.mean(1)) / count) ** 0.5) if count > 1 else None,
-        f"{name}_terms": terms | {"offset": offset},
+        f"{name}_terms": means | {"offset": offset},
     }
-    if not timed:
-        figures[f"{name}_nfe"] = float(np.mean([r["nfe"] for r in repeats]))
+    if not one_time:
+        figures[f"{name}_nfe"] = float(np.mean([terms["nfe"] for terms in repeats]))
         figures[f"{name}_unreached"] = np.flatnonzero(~reached).tolist()
     return figures
 
 
-def bits_per_dim(evaluation: Evaluation, run: runner.ImageRunner, section) -> dict:
-    """The figures of `eval/bpd.json` that are computed."""
+def _run_repeats(
+    name: str,
+    run: runner.ImageRunner,
+    offset: float,
+    count: int,
+    function: Callable,
+    *arguments: Any,
+    per_image: Callable[[int], tuple] = lambda repeat: (),
+) -> list[dict[str, np.ndarray]]:
+    """Runs the function over all images `count` times, and shows the mean of the figure so far."""
+    loop = Loop(name, 0, len(run.images) * count, "images")
+    repeats: list[dict[str, np.ndarray]] = []
+
+    def progress(done: int, parts: list) -> None:
+        before = [total(terms)[:done] for terms in repeats]
+        mean = np.mean([*before, np.concatenate([total(part) for part in parts])], axis=0)
+        error = np.std(mean) / len(mean) ** 0.5
+        loop(done + len(run.images) * len(before), f"{mean.mean() + offset:.4f} ± {error:.4f} bits/dim")
+
+    for repeat in range(count):
+        columns = per_image(repeat)
+        repeats.append(run(name, function, *arguments, per_image=columns, repeat=repeat, progress=progress))
+    return repeats
+
+
+def compute(evaluation: Evaluation, run: runner.ImageRunner, section: Any) -> dict[str, Any]:
+    """Returns those figures of `eval/bpd.json` that `section`, a configuration's `eval`, asks for."""
     repeats: dict[str, list] = {}
-
-    def measure(name, compiled, count, *arguments, per_image=lambda r: ()):
-        loop = Loop(name, 0, len(run.images) * count, "images")
-
-        def progress(done, parts):
-            before = [total(r)[:done] for r in repeats[name]]
-            mean = np.mean([*before, np.concatenate([total(part) for part in parts])], axis=0)
-            done += len(run.images) * len(before)
-            error = np.std(mean) / len(mean) ** 0.5
-            loop(done, f"{mean.mean() + evaluation.offset(name):.4f} ± {error:.4f} bits/dim")
-
-        repeats[name] = []
-        for r in range(count):
-            repeats[name].append(run(name, compiled, *arguments, per_image=per_image(r), repeat=r, progress=progress))
-
     # one program for both starts: it takes longer to compile than small networks take to run
     plain = evaluation if section.residual else dataclasses.replace(evaluation, half_bin=0.0)
     flow = jax.jit(lambda params, images, indices, from_x0, key: plain.nll(params, images, indices, key, from_x0))
-    from_x0 = not section.residual or (section.from_x0 and evaluation.log_mass is None)  # there a density is none
+    # a density at x_0 is no lossless figure
+    from_x0 = not section.residual or (section.from_x0 and evaluation.log_mass is None)
+    start = lambda name: (name, run, evaluation.offset(name))
     if section.residual and section.nll_iter:
-        measure("nll", flow, section.nll_iter, False)
+        repeats["nll"] = _run_repeats(*start("nll"), section.nll_iter, flow, False)
     if from_x0 and section.nll_iter:
-        measure("nll_from_x0", flow, section.nll_iter, True)
+        repeats["nll_from_x0"] = _run_repeats(*start("nll_from_x0"), section.nll_iter, flow, True)
         for terms in repeats["nll_from_x0"]:
             terms.pop("reconstruction", None)
-    u = lambda r: time_sampling.stratified(jax.random.fold_in(jax.random.key(run.seed), r), len(run.images))
     if section.nelbo_iter:
-        measure("nelbo", jax.jit(evaluation.nelbo), section.nelbo_iter, per_image=lambda r: (np.asarray(u(r)),))
+        key = lambda repeat: jax.random.fold_in(jax.random.key(run.seed), repeat)
+        u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), len(run.images))),)
+        bound = jax.jit(evaluation.nelbo)
+        repeats["nelbo"] = _run_repeats(*start("nelbo"), section.nelbo_iter, bound, per_image=u)
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
     if nelbo := repeats.get("nelbo"):
-        bare = [{key: value for key, value in terms.items() if key != "reconstruction"} for terms in nelbo]
-        repeats["nelbo_without_residual"] = bare
+        repeats["nelbo_without_residual"] = [
+            {key: value for key, value in terms.items() if key != "reconstruction"} for terms in nelbo
+        ]
         if not section.residual:
             del repeats["nelbo"]
-    figures = {}
+    figures: dict[str, Any] = {}
     for name in repeats:
         figures |= summary(name, repeats[name], evaluation.offset(name))
     return figures | seconds
 
 
-def by_time(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: int) -> dict:
-    """The loss ½‖σs + z‖² a dimension and its gradient over the images, at times evenly spread in log t.
+def evaluate(
+    config: Any,
+    model: DiffusionModel,
+    params: Any,
+    step: int,
+    images: Images,
+    workdir: Path,
+    mesh: Mesh,
+    show: Callable[[dict], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Evaluates the weights on all images, with full precision of matrix products on every backend.
+
+    Writes eval/bpd.json, loss_by_time.json, loss_by_time.png and bpd_by_time.png. A killed evaluation is resumed from
+    eval/bpd.jsonl.
+
+    Args:
+      config: all settings.
+      model: the diffusion model of `config`.
+      params: the weights.
+      step: their training step.
+      images: the test images.
+      workdir: where the files go.
+      mesh: the devices.
+      show: called on one process with the figures, before the curves over t, which may take as long again.
 
     Returns:
-      Lists over t: `loss` and `std` over images; `weight`, the likelihood's g²/σ²; `bits`, what a unit of log t adds
-      to the NELBO in bits/dim; `gradient_norm2` and `gradient_variance` of the unweighted loss of the first images.
+      What is in eval/bpd.json.
     """
-    sde, (device, params) = evaluation.model.sde, next(iter(run.params.items()))
-    t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
-    loss_at, gradient_at = jax.jit(evaluation.loss_at), jax.jit(evaluation.gradient_at)
-    few = jax.device_put([a[:gradient_images] for a in (run.images, np.arange(len(run.images)))], device)
-    key, curve = jax.random.fold_in(jax.random.key(run.seed), 0), []
-    for i, value in enumerate(t):
-
-        def compute(i=i, value=value):
-            loss = run(f"loss{i}", loss_at, value, store=False)["loss"]
-            point = {"loss": loss.mean(), "std": loss.std()}
-            return point | (gradient_at(params, *few, value, key) if gradient_images else {})
-
-        curve.append(run.results(("by_time", i), compute))
-    weight = np.asarray(sde.diffusion2(t) / jnp.square(sde.sigma(t)), np.float64)
-    result = {"t": t.tolist(), "weight": weight.tolist()}
-    result |= {name: [float(point[name]) for point in curve] for name in curve[0]}
-    return result | {"bits": (np.asarray(result["loss"]) * weight * t / np.log(2)).tolist()}
-
-
-def evaluate(config, made: DiffusionModel, params, step: int, images: Images, workdir: Path, mesh) -> dict:
-    """Evaluates `params` on all images, with full precision of matrix products on every backend.
-
-    Writes eval/bpd.json, loss_by_time.json, loss_by_time.png and bpd_by_time.png, and returns what is in the first.
-    """
-    section, evaluation = config.eval, from_config(config, made)
-    name = evaluation.model.scaler.dequantization
-    first = jax.process_index() == 0
-    if name == "none" and first:
+    check_batch_size(config, mesh)
+    section, evaluation = config.eval, from_config(config, model)
+    name, writes = evaluation.model.scaler.dequantization, jax.process_index() == 0
+    if name == "none" and writes:
         print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
-    if section.lambda_ and first:
+    if section.lambda_ and writes:
         print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
-    asked = {"config": config.to_dict(), "step": step, **provenance.software()}
+    settings = {"config": config.to_dict(), "step": step, **provenance.software()}
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
-        results = runner.open_results(workdir / "eval/bpd.jsonl", asked | sums)
+        results = runner.open_results(workdir / "eval/bpd.jsonl", settings | sums)
         run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
-        figures = bits_per_dim(evaluation, run, section)
         about = {
             "weights": "ema",
             "dataset": config.data.dataset,
@@ -313,13 +392,14 @@ def evaluate(config, made: DiffusionModel, params, step: int, images: Images, wo
             "dequantization": name,
             "num_levels": config.data.num_levels,
             "sde": config.training.sde,
-            "truncation_time": made.sde.eps,
+            "truncation_time": model.sde.eps,
         }
-        result = figures | about | asked
-        if first:  # the curve may take as long again
+        result = compute(evaluation, run, section) | about | settings
+        if writes:
             write_text(workdir / "eval/bpd.json", json.dumps(result, indent=1))
-        curve = by_time(evaluation, run, min(section.gradient_images, len(images)))
-    if first:
+            show(result)
+        curve = loss_by_time.curve(evaluation, run, min(section.gradient_images, len(images)))
+    if writes:
         write_text(workdir / "eval/loss_by_time.json", json.dumps(curve))
         plots.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
         plots.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from score_st.data import pipeline
+from score_st.data.images import Images
 from score_st.runtime.resumable import JsonLines, Result
 
 
@@ -75,13 +76,13 @@ class ImageRunner(BatchRunner):
     """Runs a function over all images of a data set, each image once, and stores its results."""
 
     def __init__(
-        self, params: Any, images: Any, batch_size: int, seed: int, results: JsonLines, mesh: Mesh, group: int = 0
+        self, params: Any, images: Images, batch_size: int, seed: int, results: JsonLines, mesh: Mesh, group: int = 0
     ) -> None:
         """See `BatchRunner`.
 
         Args:
           params: the weights, the same on every process.
-          images: uint8 [N, H, W, C], also lazily decoded ones, the same on every process.
+          images: the same on every process.
           batch_size: a multiple of the number of devices times `group`.
           seed: all noise derives from it.
           results: where the batches are stored.

@@ -232,19 +232,19 @@ def test_sampler_of_a_configuration():
     assert made.corrector.keywords == {"snr": 0.2} and made.predictor is samplers.reverse_diffusion
     c.sampling.truncation_time = 1e-3
     assert samplers.sampling_sde(c, sde.VP()).eps == 1e-3
-    c = generation.chosen(c, "heun", 12)
+    c = generation.with_sampler(c, "heun", 12)
     c.sampling.churn = 6.0
     made = samplers.from_config(c)
     assert (made.steps, made.evaluations, made.corrector) == (12, 2, None)
     assert made.predictor.keywords == {"churn": pytest.approx(2**0.5 - 1)}
-    made = samplers.from_config(generation.chosen(c, "ddim+langevin", 12))
+    made = samplers.from_config(generation.with_sampler(c, "ddim+langevin", 12))
     assert made.predictor is samplers.ddim and made.corrector.func is samplers.langevin
     for settings, message in {
         ("ddpm", 12): "did you mean",
         ("heun", -1): "should be 1 or more",
     }.items():
         with pytest.raises(config.ConfigError, match=message):
-            samplers.from_config(generation.chosen(config.default(), *settings))
+            samplers.from_config(generation.with_sampler(config.default(), *settings))
     c.sampling.update(predictor="ancestral_sampling", probability_flow=True)
     with pytest.raises(
         config.ConfigError, match="has no λ .probability_flow.; euler_maruyama, reverse_diffusion, ddim"
