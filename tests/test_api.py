@@ -12,42 +12,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 from support.gaussian import SHAPE, Gaussian
 
 import score_st
-from score_st import api, config, sample
+from score_st import config, sample
 from score_st.data import pipeline
 from score_st.diffusion import parametrization, samplers
 from score_st.evaluation import bits_per_dim, generation
 from score_st.model import DiffusionModel
 from score_st.runtime.workdir import claim_workdir
-from score_st.training import checkpoints
+from score_st.training import checkpoints, step
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
 SETTINGS = {"model.nf": "8", "model.ch_mult": "(1,)", "model.attention": "False", "sampling.group": "4"}
 SETTINGS |= {"eval.group": "0", "eval.batch_size": "8", "eval.nelbo_iter": "1", "eval.gradient_images": "0"}
 SETTINGS |= {"sampling.method": "pc", "sampling.predictor": "ddim", "sampling.steps": "5"}
-pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, one_device):
     """A folder with `runs/digits`, whose checkpoint has random weights."""
     folder = tmp_path_factory.mktemp("api")
     made = config.load(DIGITS, SETTINGS)
     claim_workdir(folder / "runs/digits", made)
-    rng, like = np.random.default_rng(0), DiffusionModel.from_config(made).abstract_state
+    rng, like = np.random.default_rng(0), step.from_config(made, one_device).abstract_state
     weights = jax.tree.map(lambda a: rng.normal(0, 0.03, a.shape).astype(a.dtype), like)
     with checkpoints.manager(folder / "runs/digits") as manager:
         checkpoints.save(manager, dataclasses.replace(weights, step=np.zeros((), np.int32)))
     return folder
 
 
-def test_samples_have_the_bits_of_the_command(runs, tmp_path):
+def test_samples_have_the_bits_of_the_command(runs, tmp_path, one_device):
     flags = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
     argv = ["--config", DIGITS, "--workdir", runs / "runs/digits", "--num", 6, "--seed", 3, "--out", tmp_path / "a"]
-    sample.main([*map(str, argv), *flags])
+    sample.main([*map(str, argv), *flags], one_device)
     model = score_st.load(runs / "runs/digits")
     drawn = model.sample(jax.random.key(3), 6)
     assert drawn.dtype == jnp.uint8 and drawn.std() > 0
@@ -57,11 +57,11 @@ def test_samples_have_the_bits_of_the_command(runs, tmp_path):
 
 
 @pytest.mark.slow  # the next checks the figures faster, against closed forms
-def test_bits_per_dim_are_those_of_the_command(runs, tmp_path):
+def test_bits_per_dim_are_those_of_the_command(runs, tmp_path, one_device):
     model = score_st.load(runs / "runs/digits", settings={"eval.rtol": 1e-4, "eval.atol": 1e-4})
     images = pipeline.load(model.config, "test")[:8]
     changed = config.from_workdir(runs / "runs/digits", {"eval.rtol": 1e-4, "eval.atol": 1e-4})
-    bits_per_dim.evaluate(changed, model.experiment, model.params, 0, images, tmp_path)
+    bits_per_dim.evaluate(changed, model.diffusion_model, model.params, 0, images, tmp_path, one_device)
     reported = json.loads((tmp_path / "eval/bpd.json").read_text())["nll"]
     bits = model.bits_per_dim(images)
     assert bits.shape == (8,) and reported > 1
@@ -80,15 +80,14 @@ class GaussianNet(nn.Module):
         return GAUSSIAN.score(score_st.VP())(x, time_cond)
 
 
-def test_closed_forms(runs, monkeypatch):
+def test_closed_forms():
     """Of a Gaussian in each pixel: score, likelihood, the flow, which is linear, samples, what inpainting keeps."""
     settings = {"data.image_size": 2, "data.num_levels": 256, "eval.n_probes": 4}
     settings |= {f"{section}.{key}": 1e-6 for section in ("eval", "sampling") for key in ("rtol", "atol")}
     changed = config.load(DIGITS, {key: str(value) for key, value in (SETTINGS | settings).items()})
     plain = parametrization.Parametrization(lambda t: t, jnp.ones_like)
     made = dataclasses.replace(DiffusionModel.from_config(changed), network=GaussianNet(), parametrization=plain)
-    monkeypatch.setattr(api, "_experiment", lambda _: made)
-    model, n = score_st.Model({}, api.FrozenConfigDict(changed)), 512
+    model, n = score_st.Model({}, FrozenConfigDict(changed), custom=made), 512
     assert model.image_shape == SHAPE
     x = GAUSSIAN.sample(jax.random.key(0), n)
     np.testing.assert_allclose(
@@ -98,7 +97,7 @@ def test_closed_forms(runs, monkeypatch):
     np.testing.assert_allclose(-model.log_likelihood(x), nll, atol=0.01)
     bits = nll / (4 * np.log(2)) + 7  # 256 levels on [-1, 1]
     np.testing.assert_allclose(model.bits_per_dim(x), bits, atol=0.01)
-    gap = model.bits_per_dim(model.unscale(x)) - bits  # of what dequantisation and reconstruction draw
+    gap = model.bits_per_dim(model.unscale(x)) - bits  # of what dequantization and reconstruction draw
     assert abs(gap.mean()) < 0.01 + 3 * gap.std() / n**0.5 < 0.1
     moments = lambda t: (model.sde.alpha(t) * GAUSSIAN.mean, jnp.hypot(model.sde.alpha(t) * 0.25, model.sde.sigma(t)))
     (m, s), (m_end, s_end) = moments(model.sde.eps), moments(1.0)
@@ -161,7 +160,7 @@ def test_the_block_of_the_readme(runs, monkeypatch):
 
 
 def test_importing_the_package_imports_nothing_else():
-    code = "import sys, score_st; assert 'numpy' not in sys.modules; score_st.VP; assert 'score_st.sde' in sys.modules"
+    code = "import sys, score_st; assert not {'numpy', 'jax'} & set(sys.modules); score_st.VP; score_st.diffusion.sde"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert all(getattr(score_st, name) is not None for name in score_st.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -97,7 +97,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
     return arguments
 
 
-def run(main: Callable[[], None]):
+def run(main: Callable[[], object]):
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:

@@ -1,7 +1,8 @@
 """Bits/dim: the official values for given noise, probabilities that sum to one, the figures and their errors."""
 
+import dataclasses
 import functools
-import types
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from score_st import config
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, parametrization, probability_flow, sde, time_sampling
 from score_st.diffusion.sde import expand
-from score_st.evaluation import bits_per_dim
+from score_st.evaluation import bits_per_dim, runner
 from score_st.model import DiffusionModel
 
 OFFICIAL = np.load(FIXTURES / "likelihood.npz")
@@ -137,14 +138,22 @@ def pairs_score(diffusion):
     return score
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreModel(DiffusionModel):
+    """A function of the parameters that returns a score, instead of a network."""
+
+    function: Callable = None
+
+    def score(self, params, dropout_key=None):
+        return self.function(params)
+
+
 def toy(diffusion, function, shape, levels, dequantization="lossless", **options):
-    """An evaluation of a score function instead of a network."""
-    exp = types.SimpleNamespace(
-        image_shape=shape,
-        sde=diffusion,
-        score=lambda params: function,
-        scaler=preprocessing.Scaler(levels, True, dequantization),
-    )
+    """An evaluation of a score function, or of one with parameters, instead of a network."""
+    model = DiffusionModel.from_config(config.load("vp/DIGITS/ddpmpp_nll_st"))
+    scaler = preprocessing.Scaler(levels, True, dequantization)
+    parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    exp = ScoreModel(**parts | {"image_shape": shape, "sde": diffusion, "scaler": scaler}, function=function)
     half_bin = 1 / (levels - 1)
     log_mass = functools.partial(losses.discretized_gaussian, low=-1.0, high=1.0, half_bin=half_bin)
     both = lambda key, shape: jnp.broadcast_to(jnp.array([[1, 1], [1, -1.0]]).reshape(2, 1, 2, 1), shape)
@@ -159,7 +168,7 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
     diffusion = sde.VP(
         eps=0.005, beta_max=40.0
     )  # σ_ε is 1/30 of the levels' distance, and nothing of x_0 is left at T
-    made = toy(diffusion, pairs_score(diffusion), (1, 2, 1), LEVELS, dequantization)
+    made = toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, dequantization)
     terms = jax.jit(made.nll)({}, PAIRS, jnp.arange(len(PAIRS)), jax.random.key(0))
     assert made.offset("nll") == 0 and bool(terms["reached"].all())
     p = 2.0 ** -(2 * bits_per_dim.total(terms))
@@ -174,7 +183,16 @@ def test_importance_weighted_bound_tightens():
     one = lambda key, shape: jnp.ones(shape)
     images, indices = jnp.full((256, 1, 1, 1), 22, jnp.uint8), jnp.arange(256)
     made = [
-        toy(diffusion, model.score(diffusion), (1, 1, 1), levels, "truncated_normal", probe=one, probes=1, samples=k)
+        toy(
+            diffusion,
+            lambda params: model.score(diffusion),
+            (1, 1, 1),
+            levels,
+            "truncated_normal",
+            probe=one,
+            probes=1,
+            samples=k,
+        )
         for k in (1, 16)
     ]
     bits = [bits_per_dim.total(jax.jit(m.nll)({}, images, indices, jax.random.key(1))) for m in made]
@@ -260,19 +278,17 @@ def test_errors_over_images_and_repeats():
 def test_gradient_by_time():
     """Mean and covariance of the gradient, against one gradient an image."""
     diffusion = SDES["vp"]
-    made = toy(diffusion, None, (2, 2, 1), 5)
-    made.experiment.score = lambda params: lambda x, t: params["a"] * x + params["b"]
     params = {"a": jnp.float32(-0.3), "b": jnp.ones((2, 2, 1))}
     images = jax.random.randint(jax.random.key(0), (6, 2, 2, 1), 0, 5).astype(jnp.uint8)
     args = (images, jnp.arange(6), jnp.float32(0.4), jax.random.key(1))
-    made = toy(diffusion, None, (2, 2, 1), 5, probe=jax.random.rademacher)
-    made.experiment.score = lambda params: lambda x, t: params["a"] * x + params["b"]
-    found = made.gradient_at(params, *args)
-    each = jax.jacobian(lambda params: made.loss_at(params, *args)["loss"])(params)
-    each = np.concatenate([np.asarray(leaf).reshape(6, -1) for leaf in jax.tree.leaves(each)], axis=1)
-    variance = each.var(0, ddof=1).sum()
-    np.testing.assert_allclose(found["gradient_variance"], variance, rtol=1e-4)
-    np.testing.assert_allclose(found["gradient_norm2"], (each.mean(0) ** 2).sum() - variance / 6, rtol=1e-3)
+    score = lambda params: lambda x, t: params["a"] * x + params["b"]
+    evaluation = toy(diffusion, score, (2, 2, 1), 5, probe=jax.random.rademacher)
+    result = evaluation.gradient_at(params, *args)
+    gradients = jax.jacobian(lambda params: evaluation.loss_at(params, *args)["loss"])(params)
+    gradients = np.concatenate([np.asarray(leaf).reshape(6, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+    variance = gradients.var(0, ddof=1).sum()
+    np.testing.assert_allclose(result["gradient_variance"], variance, rtol=1e-4)
+    np.testing.assert_allclose(result["gradient_norm2"], (gradients.mean(0) ** 2).sum() - variance / 6, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -288,16 +304,19 @@ def test_gradient_by_time():
 def test_what_is_left_out(changes, names):
     made = config.load("vp/DIGITS/ddpmpp_nll_st", changes)
 
-    class Runner:
-        images, seed = np.zeros((4, 8, 8, 1), np.uint8), 0
-        seconds_per_image = staticmethod(lambda name: 1.0)
+    class Runner(runner.ImageRunner):
+        def __init__(self):
+            self.images, self.seed = np.zeros((4, 8, 8, 1), np.uint8), 0
+
+        def seconds_per_image(self, name):
+            return 1.0
 
         def __call__(self, name, *_, **__):
             counts = {} if name == "nelbo" else {"nfe": np.ones(4), "reached": np.ones(4, bool)}
             return {"prior": np.ones(4), "reconstruction": np.zeros(4)} | counts
 
     exp = DiffusionModel.from_config(made)
-    found = bits_per_dim.bits_per_dim(bits_per_dim.from_config(made, exp), Runner(), made.eval)
+    found = bits_per_dim.compute(bits_per_dim.from_config(made, exp), Runner(), made.eval)
     assert {name for name in bits_per_dim.FIGURES if name in found} == names
 
 
