@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax

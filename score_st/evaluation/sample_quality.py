@@ -84,7 +84,7 @@ def from_arguments(arguments: argparse.Namespace, mesh: Mesh, show: Callable[[di
     return evaluate(arguments.config, Path(arguments.workdir), request, mesh, show)
 
 
-def read(path: str | Path, levels: int) -> dict[str, np.ndarray]:
+def read(path: str | Path, levels: int) -> dict[str, Any]:
     """Reads an npz of images, features or statistics.
 
     Args:
