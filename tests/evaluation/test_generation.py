@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from score_st import config, edit, sample
-from score_st.evaluation import generation
+from score_st.evaluation import editing, generation
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_edited_test_images(arguments, one_device, tmp_path, task):
     more = ["--config.sampling.rtol=1e-4", "--config.sampling.atol=1e-4"] if task == "interpolate" else []
     edit.main(arguments("--task", task, "--num", 2, "--steps", 5, "--out", tmp_path / "a.png", *more), one_device)
     sheet = np.asarray(Image.open(tmp_path / "a.png").convert("L"), float)
-    columns = 2 + (edit.DRAWS if task == "inpaint" else 8)
+    columns = 2 + (editing.DRAWS if task == "inpaint" else 8)
     scale = 512 // (columns * 10 + 2)
     sheet = sheet[scale // 2 :: scale, scale // 2 :: scale]
     assert sheet.shape == (2 * 10 + 2, columns * 10 + 2)
