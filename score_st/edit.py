@@ -24,8 +24,8 @@ TASKS = {"inpaint": "the lower half", "colourise": "colors from gray", "interpol
 ALIASES = {"colorize": "colourise"}
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
-    """Runs the command on the devices of a mesh, by default on all."""
+def parser() -> cli.Parser:
+    """Returns the command's parser."""
     parser = cli.parser("edit", "Test images completed, colored or interpolated, as a PNG of rows.", EXAMPLES)
     option = parser.add_argument_group("pictures").add_argument
     tasks = ", ".join(f"{name} ({meaning})" for name, meaning in TASKS.items())
@@ -33,7 +33,12 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     option("--num", type=int, default=8, help="how many test images (default 8)")
     option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png)")
     generation.add_options(parser)
-    arguments = cli.parse(parser, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+    """Runs the command on the devices of a mesh, by default on all."""
+    arguments = cli.parse(parser(), argv)
     task, mesh = ALIASES.get(arguments.task, arguments.task), mesh or sharding.mesh()
     sampler = "ode" if task == "interpolate" else arguments.sampler or "reverse_diffusion+langevin"
     config = generation.with_sampler(arguments.config, sampler, arguments.steps)

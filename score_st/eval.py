@@ -23,13 +23,18 @@ EXAMPLES = """\
 started again, it resumes from eval/bpd.jsonl if the settings and the weights there are the same"""
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
-    """Runs the command on the devices of a mesh, by default on all; returns what is in its JSON file."""
+def parser() -> cli.Parser:
+    """Returns the command's parser."""
     parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
-    arguments = cli.parse(parser, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
+    """Runs the command on the devices of a mesh, by default on all; returns what is in its JSON file."""
+    arguments = cli.parse(parser(), argv)
     config, workdir, mesh = arguments.config, Path(arguments.workdir), mesh or sharding.mesh()
     if arguments.metrics:
         if jax.process_index() == 0:

@@ -19,12 +19,17 @@ EXAMPLES = """\
 the figures are in eval/quality.json of the workdir, too"""
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
-    """Runs the command on the devices of a mesh, by default on all; returns what is in eval/quality.json."""
+def parser() -> cli.Parser:
+    """Returns the command's parser."""
     description = "Sample quality: FID, KID, Inception score, precision and recall."
     parser = cli.parser("quality", description, EXAMPLES)
     sample_quality.add_options(parser, "sample quality", "fid")
-    arguments = cli.parse(parser, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
+    """Runs the command on the devices of a mesh, by default on all; returns what is in eval/quality.json."""
+    arguments = cli.parse(parser(), argv)
     result = sample_quality.from_arguments(arguments, mesh or sharding.mesh(), tables.show_quality)
     page.refresh_existing(Path(arguments.workdir))
     return result

@@ -25,8 +25,8 @@ killed and started again, it resumes after the last shard that was written"""
 FRAMES = 40  # of a trajectory
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
-    """Runs the command on the devices of a mesh, by default on all."""
+def parser() -> cli.Parser:
+    """Returns the command's parser."""
     description = "Images from a checkpoint's EMA weights: shards of uint8 arrays in samples/, and grid.png."
     parser = cli.parser("sample", description, EXAMPLES)
     option = parser.add_argument_group("images").add_argument
@@ -34,7 +34,12 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     option("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
     option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
     generation.add_options(parser)
-    arguments = cli.parse(parser, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+    """Runs the command on the devices of a mesh, by default on all."""
+    arguments = cli.parse(parser(), argv)
     mesh = mesh or sharding.mesh()
     config = generation.with_sampler(arguments.config, arguments.sampler, arguments.steps)
     if arguments.num < 1:
