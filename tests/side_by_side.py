@@ -1,48 +1,64 @@
-"""Speed and error beside the official PyTorch code, both in turn in one process, two threads each.
+"""Compares speed and error with the official PyTorch code, by turns in one process, with two threads each.
 
   python tests/side_by_side.py --official CHECKOUT nll          # likelihood by the ODE, from x_ε
   python tests/side_by_side.py --official CHECKOUT ode --images 16
   python tests/side_by_side.py --official CHECKOUT pc --steps 50
 
 The network is the small official one of `fixtures/family_a.npz` (vp/CIFAR10/ddpmpp_nll_st with fewer channels and
-blocks), its last convolution times 0.1. CHECKOUT is a checkout of Kim-Dongjun/Soft-Truncation; PyTorch is needed.
+blocks), with its last convolution multiplied by 0.1. CHECKOUT is a checkout of Kim-Dongjun/Soft-Truncation; PyTorch is
+needed.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from ml_collections import ConfigDict
 from support.official import FIXTURES, family
 
-from score_st.diffusion import likelihood, losses, probability_flow
-from score_st.diffusion import samplers as our_samplers
+from score_st.diffusion import likelihood, losses, probability_flow, samplers
+from score_st.diffusion.parametrization import Score
+from score_st.diffusion.sde import SDE
 
-LAST, SCALE = "all_modules_27", 0.1
+LAST_CONVOLUTION, SCALE = "all_modules_27", 0.1
+SHAPE = (32, 32, 3)
+Run = Callable[[], tuple[Any, Any]]  # of all images: values, and network evaluations
+
+
+@dataclasses.dataclass
+class Result:
+    """The values of all images, the network evaluations, and the seconds of each run."""
+
+    values: np.ndarray
+    evaluations: Any
+    seconds: list[float]
 
 
 class StandIn(types.ModuleType):
-    """For what the official files import and don't use here."""
+    """Replaces modules that the official files import and don't use here."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "StandIn":
         if name.startswith("__"):
             raise AttributeError(name)
         return StandIn(name)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> "StandIn":
         return StandIn("result")
 
 
-def official_network(checkout: str):
-    """Its configuration, SDE and network with the fixture's weights."""
+def official_network(checkout: str) -> tuple[ConfigDict, Any, Any]:
+    """The official configuration, SDE and network, with the weights of the fixture."""
+    import torch
     import torch.utils.cpp_extension
 
     torch.utils.cpp_extension.load = lambda *args, **kwargs: None
@@ -67,44 +83,59 @@ def official_network(checkout: str):
     return config, sde, model
 
 
-def our_score():
-    _, made, params, _ = family("a")
-    params = params | {LAST: jax.tree.map(lambda a: a * SCALE, params[LAST])}
-    return made.sde, made.score(params)
+def our_score() -> tuple[SDE, Score]:
+    """Our SDE and score of the same network."""
+    _, model, params, _ = family("a")
+    params = params | {LAST_CONVOLUTION: jax.tree.map(lambda a: a * SCALE, params[LAST_CONVOLUTION])}
+    return model.sde, model.score(params)
 
 
-def nchw(a):
-    return torch.from_numpy(np.array(np.asarray(a).transpose(0, 3, 1, 2)))
+def nchw(images: Any) -> Any:
+    """Images [B, H, W, C] as a tensor [B, C, H, W]."""
+    import torch
+
+    return torch.from_numpy(np.array(np.asarray(images).transpose(0, 3, 1, 2)))
 
 
-def table(found: dict, reference, images: int):
-    """Seconds an image (the faster of two runs), speed relative to `official`, evaluations and errors."""
-    for name, (value, evaluations, seconds) in found.items():
-        error = np.asarray(value, np.float64) - reference
-        of_image = np.sqrt(np.mean(np.square(error), axis=tuple(range(1, error.ndim))))
-        print(
-            f"{name:24} {min(seconds) / images:8.3f} s/image  x{min(found['official'][2]) / min(seconds):6.2f}  "
-            f"{np.mean(evaluations):6.0f} evaluations  error rms {np.sqrt(np.mean(of_image**2)):.1e} "
-            f"max {of_image.max():.1e}  of the mean {abs(error.mean()):.1e}",
-            flush=True,
-        )
-
-
-def measure(found: dict, name: str, run):
-    began = time.perf_counter()
-    value, evaluations = run()
-    seconds = time.perf_counter() - began
-    print(f"  {name}: {seconds:.1f} s", flush=True)
-    found[name] = value, evaluations, [*found.get(name, (0, 0, []))[2], seconds]
-
-
-def compiled(function, *args):
+def compiled(function: Callable, *args: Any) -> Run:
+    """`function` compiled for `args`, as a function without arguments."""
     program = jax.jit(function).lower(*args).compile()
     return lambda: jax.tree.map(np.asarray, program(*args))
 
 
-def nll(checkout: str, images: int, steps: int):
-    """Bits/dim from x_ε with the reconstruction term, the same images, probes and noise for all."""
+def measure(runs: dict[str, Run], order: list[str]) -> dict[str, Result]:
+    """Runs each in this order, some of them twice."""
+    results: dict[str, Result] = {}
+    for name in order:
+        start = time.perf_counter()
+        values, evaluations = runs[name]()
+        seconds = time.perf_counter() - start
+        print(f"  {name}: {seconds:.1f} s", flush=True)
+        earlier = results[name].seconds if name in results else []
+        results[name] = Result(values, evaluations, [*earlier, seconds])
+    return results
+
+
+def print_table(results: dict[str, Result], reference: str, images: int) -> None:
+    """Prints seconds per image (of the faster run), speed relative to the official code, evaluations and errors."""
+    exact = np.asarray(results[reference].values, np.float64)
+    official = min(results["official"].seconds)
+    for name, result in results.items():
+        error = np.asarray(result.values, np.float64) - exact
+        by_image = np.sqrt(np.mean(np.square(error), axis=tuple(range(1, error.ndim))))
+        seconds = min(result.seconds)
+        print(
+            f"{name:24} {seconds / images:8.3f} s/image  x{official / seconds:6.2f}  "
+            f"{np.mean(result.evaluations):6.0f} evaluations  error rms {np.sqrt(np.mean(by_image**2)):.1e} "
+            f"max {by_image.max():.1e}  of the mean {abs(error.mean()):.1e}",
+            flush=True,
+        )
+
+
+def compare_nll(checkout: str, images: int, steps: int) -> None:
+    """Bits/dim from x_ε with the reconstruction term, with the same images, probes and noise for all."""
+    import torch
+
     config, official_sde, model = official_network(checkout)
     import likelihood as official
 
@@ -117,16 +148,17 @@ def nll(checkout: str, images: int, steps: int):
 
     def ours(solver, x, z, z_rec, probe):
         mean, std = sde.marginal(x, jnp.full(len(x), sde.eps))
-        found = likelihood.nll(score, sde, mean + std[0] * z, probe[:, None], solver)
-        nats = found.total + losses.reconstruction(score, sde, x, jnp.full(len(x), sde.eps), z_rec)
-        return likelihood.bits_per_dim(nats, 3072, 256, centered=True), found.evaluations
+        nll = likelihood.nll(score, sde, mean + std[0] * z, probe[:, None], solver)
+        nats = nll.total + losses.reconstruction(score, sde, x, jnp.full(len(x), sde.eps), z_rec)
+        return likelihood.bits_per_dim(nats, 3072, 256, centered=True), nll.evaluations
 
     def theirs():
         draws = [nchw(z), nchw(z_rec)]
         torch.randint_like = lambda *args, **kwargs: (nchw(probe) + 1) / 2
         torch.randn_like = lambda *args, **kwargs: draws.pop(0)
-        found = official.get_likelihood_fn(config, official_sde, lambda v: (v + 1) / 2)(model, nchw(x), mode="correct")
-        return found[0].numpy(), [found[2]]
+        function = official.get_likelihood_fn(config, official_sde, lambda v: (v + 1) / 2)
+        bits, _, evaluations, *_ = function(model, nchw(x), mode="correct")
+        return bits.numpy(), [evaluations]
 
     solvers = {
         "Dopri5 1e-5": probability_flow.Solver(),
@@ -135,54 +167,54 @@ def nll(checkout: str, images: int, steps: int):
         "Dopri5 5e-7": probability_flow.Solver(5e-7, 5e-7),
         "Bosh3 5e-6": probability_flow.Solver(5e-6, 5e-6, method="Bosh3"),
     }
-    programs = {k: compiled(functools.partial(ours, s), x, z, z_rec, probe) for k, s in solvers.items()}
-    found = {}
-    both = ["Dopri5 1e-5", "Bosh3 1e-4", "Bosh3 7e-5", "official"]
-    for name in [*both, *both, "Dopri5 5e-7", "Bosh3 5e-6"]:
-        measure(found, name, theirs if name == "official" else programs[name])
-    print("errors are from Dopri5 with 5e-7")
-    table(found, np.asarray(found["Dopri5 5e-7"][0], np.float64), images)
+    runs: dict[str, Run] = {"official": theirs}
+    for name, solver in solvers.items():
+        runs[name] = compiled(functools.partial(ours, solver), x, z, z_rec, probe)
+    twice = ["Dopri5 1e-5", "Bosh3 1e-4", "Bosh3 7e-5", "official"]
+    results = measure(runs, [*twice, *twice, "Dopri5 5e-7", "Bosh3 5e-6"])
+    print("errors are relative to Dopri5 with 5e-7")
+    print_table(results, "Dopri5 5e-7", images)
 
 
-def samplers(checkout: str, images: int, steps: int, made: dict, official_call, reference: str | None):
-    """Samples in [-1, 1] of each of ours (`made`) and of the official one, from the same draw of the prior."""
+def compare_samplers(
+    checkout: str, images: int, steps: int, ours: dict[str, Any], official_sampler: Callable, reference: str
+) -> None:
+    """Samples in [-1, 1] of our samplers and the official one, from the same draw of the prior."""
     config, official_sde, model = official_network(checkout)
     import sampling as official
 
     sde, score = our_score()
     keys = jax.random.split(jax.random.key(0), images)
-    prior = jax.vmap(lambda key: sde.prior_sample(key, (32, 32, 3)))(keys)
+    prior = jax.vmap(lambda key: sde.prior_sample(key, SHAPE))(keys)
     official_sde.prior_sampling = lambda shape: nchw(prior)
     official_sde.N = steps
-    theirs = official_call(official, config, official_sde, (images, 3, 32, 32))
+    sample = official_sampler(official, config, official_sde, (images, 3, 32, 32))
 
-    def run_theirs():
-        x, evaluations = theirs(model)
+    def theirs():
+        x, evaluations = sample(model)
         return x.numpy().transpose(0, 2, 3, 1), [evaluations]
 
-    programs = {k: compiled(lambda keys, s=s: s(score, sde, keys, (32, 32, 3)), keys) for k, s in made.items()}
-    found = {}
-    for name in [*programs, "official"] * 2:
-        measure(found, name, run_theirs if name == "official" else programs[name])
-    table(found, np.asarray(found[reference or "official"][0], np.float64), images)
+    runs = {name: compiled(lambda keys, s=s: s(score, sde, keys, SHAPE), keys) for name, s in ours.items()}
+    results = measure(runs | {"official": theirs}, [*runs, "official"] * 2)
+    print_table(results, reference, images)
 
 
-def sample_ode(checkout: str, images: int, steps: int):
-    """Errors are from our solver with 1e-6."""
-    call = lambda official, config, sde, shape: official.get_ode_sampler(
+def compare_ode(checkout: str, images: int, steps: int) -> None:
+    """Samples of the probability flow; errors are relative to our solver with 1e-6."""
+    official_sampler = lambda official, config, sde, shape: official.get_ode_sampler(
         config, sde, shape, lambda x: x, denoise=True, eps=sde.eps, device="cpu"
     )
-    made = {
-        "Dopri5 1e-5": our_samplers.ODE(),
-        "Bosh3 1e-4": our_samplers.ODE(probability_flow.Solver(1e-4, 1e-4, method="Bosh3")),
-        "Dopri5 1e-6": our_samplers.ODE(probability_flow.Solver(1e-6, 1e-6)),
+    ours = {
+        "Dopri5 1e-5": samplers.ODE(),
+        "Bosh3 1e-4": samplers.ODE(probability_flow.Solver(1e-4, 1e-4, method="Bosh3")),
+        "Dopri5 1e-6": samplers.ODE(probability_flow.Solver(1e-6, 1e-6)),
     }
-    samplers(checkout, images, steps, made, call, "Dopri5 1e-6")
+    compare_samplers(checkout, images, steps, ours, official_sampler, "Dopri5 1e-6")
 
 
-def sample_pc(checkout: str, images: int, steps: int):
-    """Reverse diffusion and Langevin; the noise differs, so that errors say nothing."""
-    call = lambda official, config, sde, shape: official.get_pc_sampler(
+def compare_pc(checkout: str, images: int, steps: int) -> None:
+    """Samples of reverse diffusion and Langevin dynamics; the noise differs, so errors mean nothing."""
+    official_sampler = lambda official, config, sde, shape: official.get_pc_sampler(
         config,
         sde,
         shape,
@@ -194,19 +226,30 @@ def sample_pc(checkout: str, images: int, steps: int):
         eps=sde.eps,
         device="cpu",
     )
-    corrector = functools.partial(our_samplers.langevin, snr=0.16)
-    made = {"ours": our_samplers.PredictorCorrector(our_samplers.reverse_diffusion, corrector, steps=steps)}
-    samplers(checkout, images, steps, made, call, None)
+    settings = family("a")[0].copy_and_resolve_references()
+    settings.sampling.update(method="pc", predictor="reverse_diffusion", corrector="langevin", snr=0.16, steps=steps)
+    ours = {"ours": samplers.from_config(settings)}
+    compare_samplers(checkout, images, steps, ours, official_sampler, "official")
 
 
-if __name__ == "__main__":
+COMPARISONS = {"nll": compare_nll, "ode": compare_ode, "pc": compare_pc}
+
+
+def main() -> None:
+    """Reads the command line and compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["nll", "ode", "pc"])
+    parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--official", required=True, metavar="CHECKOUT")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     arguments = parser.parse_args()
+    import torch
+
     torch.set_num_threads(2)
     jax.config.update("jax_default_matmul_precision", "highest")
-    run = {"nll": nll, "ode": sample_ode, "pc": sample_pc}[arguments.what]
-    run(str(Path(arguments.official).resolve()), arguments.images, arguments.steps)
+    checkout = str(Path(arguments.official).resolve())
+    COMPARISONS[arguments.comparison](checkout, arguments.images, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
