@@ -23,7 +23,7 @@ from score_st.config import ConfigError
 from score_st.diffusion import guidance, likelihood, probability_flow, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
-from score_st.evaluation import bits_per_dim, generation
+from score_st.evaluation import generation, image_terms
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import checkpoints
@@ -261,8 +261,8 @@ def _decode(model: Model, z: Any, scaled: bool) -> tuple[Array, Array]:
 @jax.jit
 def _log_likelihood(model: Model, x: Any, key: Any) -> jax.Array:
     integer = jnp.issubdtype(x.dtype, jnp.integer)
-    evaluation = bits_per_dim.from_config(model.config, model.diffusion_model)
+    evaluation = image_terms.from_config(model.config, model.diffusion_model)
     with jax.default_matmul_precision("highest"):  # as the command
         terms = (evaluation.nll if integer else evaluation.density)(model.params, x, jnp.arange(len(x)), key)
     offset = evaluation.offset("nll") if integer else 0.0
-    return jnp.where(terms["reached"], -(bits_per_dim.total(terms) + offset) / evaluation.bits(1.0), jnp.nan)
+    return jnp.where(terms["reached"], -(image_terms.total(terms) + offset) / evaluation.bits(1.0), jnp.nan)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from score_st.data import pipeline
-from score_st.evaluation import bits_per_dim, sample_quality, tables
+from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
             print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)
         result = sample_quality.from_arguments(arguments, mesh, tables.show_quality)
     else:
-        bits_per_dim.check_batch_size(config, mesh)
+        image_terms.check_batch_size(config, mesh)
         model = DiffusionModel.from_config(config)
-        bits_per_dim.from_config(config, model)
+        image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
         restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
         step, show = int(restored.step), tables.show_bits_per_dim

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from score_st.data import pipeline
-from score_st.evaluation import bits_per_dim, generation, tables
+from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
@@ -62,8 +62,8 @@ def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainS
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     mesh = sharding.mesh()
     if config.eval.enable_bpd:
-        bits_per_dim.check_batch_size(config, mesh)
-        bits_per_dim.from_config(config, model)
+        image_terms.check_batch_size(config, mesh)
+        image_terms.from_config(config, model)
     workdir = claim_workdir(workdir, config, base)
     keep_programs(workdir)
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], mesh)

@@ -2,36 +2,23 @@
 
 import dataclasses
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 
-from score_st.array_types import Array, Bool, Float, Int, Key, Shaped, UInt8
-from score_st.config import ConfigError, Table
-from score_st.data import preprocessing
 from score_st.data.images import Images
-from score_st.diffusion import likelihood, losses, probability_flow, time_sampling
-from score_st.diffusion.sde import expand
-from score_st.evaluation import loss_by_time, provenance, runner
+from score_st.diffusion import time_sampling
+from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
-from score_st.runtime import sharding
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
-PROBES = Table("eval.hutchinson_type", {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal})
-DEQUANTIZATIONS = Table(
-    "eval.dequantization",
-    {**preprocessing.DEQUANTIZATIONS, "truncated_normal": "with the noise at ε, without training"},
-)
 # every figure, by the key of its mean in eval/bpd.json
 FIGURES = {
     "nll": "by the flow from x_ε, with reconstruction (or dequantization)",
@@ -39,218 +26,6 @@ FIGURES = {
     "nelbo": "variational bound, with reconstruction",
     "nelbo_without_residual": "variational bound on x_ε, without reconstruction",
 }
-COUNTS = ("nfe", "reached")  # among the results of an image; all others are terms in bits/dim
-
-Terms = Mapping[str, Shaped[Array, " B"]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The figures of one image, and how they are computed.
-
-    The noise of an image is a function of the key and of its index in the split, so that batches and devices change
-    nothing.
-
-    Attributes:
-      model: the diffusion model, with the dequantization of the evaluation.
-      solver: integrates the flow.
-      probe: (key, shape) -> a Hutchinson probe.
-      probes: how many of them for an image.
-      log_mass: log mass of the discretized decoder, for lossless figures; None for densities.
-      half_bin: half the width of a level for truncated normal dequantization; 0 for any other.
-      samples: K of the importance-weighted bound of truncated normal dequantization.
-      lambda_: names the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
-    """
-
-    model: DiffusionModel
-    solver: probability_flow.Solver
-    probe: Callable
-    probes: int = 1
-    log_mass: Callable | None = None
-    half_bin: float = 0.0
-    samples: int = 1
-    lambda_: float = 0.0
-
-    def bits(self, nats: Any) -> Any:
-        """Converts a term from nats an image to bits a dimension; `offset` is added once to their sum."""
-        return nats / (np.prod(self.model.image_shape) * np.log(2))
-
-    def offset(self, name: str) -> float:
-        """Returns what takes one of FIGURES from a density of scaled data to levels, in bits/dim."""
-        scaler, lossless = self.model.scaler, self.log_mass is not None and name in ("nll", "nelbo")
-        return likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless)
-
-    def _inputs(self, images: Any, indices: Any, key: Any) -> tuple:
-        """Returns x, two normal draws like x, and the probes [B, m, H, W, C]."""
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 5))(indices)
-        shape = images.shape[1:]
-        draw = lambda function, k, shape=shape: jax.vmap(lambda key: function(key, shape))(keys[:, k])
-        x = self.model.scaler.forward(images, draw(jax.random.uniform, 0))
-        probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype)
-        return x, draw(jax.random.normal, 1), draw(jax.random.normal, 2), probes
-
-    def _flow(self, params: Any, x: Any, probes: Any) -> tuple[dict, dict]:
-        model = self.model
-        result = likelihood.nll(model.score(params), model.sde, x, probes, self.solver, self.lambda_)
-        counts = {"nfe": result.evaluations, "reached": result.reached}
-        return {"prior": self.bits(result.prior), "trace": self.bits(result.trace)}, counts
-
-    def _reconstruction(self, params: Any, x: Any, z: Any) -> Any:
-        model = self.model
-        eps = jnp.full(len(x), model.sde.eps)
-        return self.bits(losses.reconstruction(model.score(params), model.sde, x, eps, z, self.log_mass))
-
-    def nll(
-        self,
-        params: Any,
-        images: Shaped[Array, "B H W C"],
-        indices: Int[Array, " B"],
-        key: Key[Array, ""],
-        from_x0: Bool[Array, ""] | bool = False,
-    ) -> Terms:
-        """Returns the terms of the NLL in bits/dim [B], its network evaluations and whether the solver arrived.
-
-        Args:
-          params: the network's weights.
-          images: of integers.
-          indices: of the images in their split.
-          key: for all noise.
-          from_x0: starts the flow at x_0 and leaves the reconstruction 0, as earlier papers do.
-        """
-        if self.half_bin:
-            return self._importance_weighted(params, images, indices, key)
-        x, z, _, probes = self._inputs(images, indices, key)
-        mean, std = self.model.sde.marginal(x, jnp.full(len(x), self.model.sde.eps))
-        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), probes)
-        # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
-        noise = 0.5 * (math.prod(x.shape[1:]) - losses.sum_dims(jnp.square(z)))
-        reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
-        return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
-
-    def density(
-        self, params: Any, x: Float[Array, "B H W C"], indices: Int[Array, " B"], key: Key[Array, ""]
-    ) -> Terms:
-        """Returns the same for -log p by the flow from x, which is scaled already, without dequantization."""
-        terms, counts = self._flow(params, x, self._inputs(x, indices, key)[3])
-        return terms | counts
-
-    def _importance_weighted(self, params: Any, images: Any, indices: Any, key: Any) -> Terms:
-        """Returns the terms of the truncated normal bound.
-
-        They are means over K samples; `importance` is what the mean of the K ratios gains over the mean of their
-        logarithms.
-        """
-
-        def sample(k: Any) -> tuple[dict, dict]:
-            x, _, _, probes = self._inputs(images, indices, jax.random.fold_in(key, k))
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, k), i))(indices)
-            u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
-            start, log_q = likelihood.truncated_normal(self.model.sde, x, self.half_bin, u)
-            terms, counts = self._flow(params, start, probes)
-            return terms | {"dequantization": self.bits(log_q)}, counts
-
-        terms, counts = jax.lax.map(sample, jnp.arange(self.samples))
-        nats = sum(terms.values()) / self.bits(1.0)
-        gain = -self.bits(logsumexp(-nats, axis=0) - jnp.log(self.samples) + jnp.mean(nats, axis=0))
-        means = {name: jnp.mean(value, axis=0) for name, value in terms.items()} | {"importance": gain}
-        return means | {"nfe": jnp.sum(counts["nfe"], axis=0), "reached": jnp.all(counts["reached"], axis=0)}
-
-    def nelbo(
-        self,
-        params: Any,
-        images: UInt8[Array, "B H W C"],
-        indices: Int[Array, " B"],
-        u: Float[Array, " B"],
-        key: Key[Array, ""],
-    ) -> Terms:
-        """Returns the terms of the bound in bits/dim [B], at the importance-sampled time of u, uniform on [0, 1)."""
-        x, z, z_rec, _ = self._inputs(images, indices, key)
-        model = self.model
-        prior, diffusion, entropy = likelihood.nelbo(model.score(params), model.sde, x, u, z, self.lambda_ or 1.0)
-        terms = jax.tree.map(self.bits, {"prior": prior, "diffusion": diffusion, "entropy": entropy})
-        return terms | {"reconstruction": self._reconstruction(params, x, z_rec)}
-
-    def loss_at(
-        self,
-        params: Any,
-        images: UInt8[Array, "B H W C"],
-        indices: Int[Array, " B"],
-        t: Float[Array, ""] | float,
-        key: Key[Array, ""],
-    ) -> Terms:
-        """Returns ½ ‖σ s + z‖² a dimension, in nats [B], at one time t for all images."""
-        x, z, _, _ = self._inputs(images, indices, key)
-        model = self.model
-        error = losses.denoising_error(model.score(params), model.sde, x, jnp.full(len(x), t), z)
-        return {"loss": 0.5 * error / np.prod(model.image_shape)}
-
-    def gradient_at(
-        self,
-        params: Any,
-        images: UInt8[Array, "B H W C"],
-        indices: Int[Array, " B"],
-        t: Float[Array, ""] | float,
-        key: Key[Array, ""],
-    ) -> dict[str, Float[Array, ""]]:
-        """Returns ‖E gradient‖² of the loss at t and the trace of its covariance over images and noise, both unbiased.
-
-        Needs two images or more.
-        """
-        n, zero = len(images), jax.tree.map(jnp.zeros_like, params)
-        squares = lambda tree: sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
-
-        def add(sums: tuple, example: tuple) -> tuple:
-            image, index = (array[None] for array in example)
-            loss = lambda params: self.loss_at(params, image, index, t, key)["loss"][0]
-            gradient = jax.grad(loss)(params)
-            return (jax.tree.map(jnp.add, sums[0], gradient), sums[1] + squares(gradient)), None
-
-        (gradient, sum_of_squares), _ = jax.lax.scan(add, (zero, jnp.float32(0)), (images, indices))
-        square_of_mean = squares(gradient) / n**2
-        variance = (sum_of_squares / n - square_of_mean) * n / (n - 1)
-        return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
-
-
-def check_batch_size(config: Any, mesh: Mesh) -> None:
-    """Raises ConfigError if the devices of the mesh can't share eval.batch_size."""
-    group = max(config.eval.group, 1)
-    unit = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
-    sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size * group, unit)
-
-
-def from_config(config: Any, model: DiffusionModel) -> Evaluation:
-    """Returns the evaluation that `config.eval` describes.
-
-    Raises:
-      ConfigError: a name is unknown, a number is out of its range, or there is nothing to compute.
-    """
-    section = config.eval
-    if not section.nll_iter and not section.nelbo_iter:
-        raise ConfigError("config.eval.nll_iter=0 and config.eval.nelbo_iter=0: nothing to compute; 1 is once")
-    for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 0), ("nelbo_iter", 0)):
-        if section[key] < least:
-            raise ConfigError(f"config.eval.{key}={section[key]}: should be {least} or more")
-    if section.gradient_images == 1 or section.gradient_images < 0:
-        raise ConfigError(f"config.eval.gradient_images={section.gradient_images}: should be 2 or more, or 0 for none")
-    name = section.dequantization or config.data.dequantization
-    DEQUANTIZATIONS.choose(name)
-    scaler = dataclasses.replace(model.scaler, dequantization=name)
-    return Evaluation(
-        dataclasses.replace(model, scaler=scaler),
-        probability_flow.from_config(section),
-        PROBES.choose(section.hutchinson_type),
-        section.n_probes,
-        losses.log_mass_from_config(config) if name in ("lossless", "truncated_normal") else None,
-        losses.half_bin(config) if name == "truncated_normal" else 0.0,
-        section.importance_samples,
-        section.lambda_,
-    )
-
-
-def total(terms: Terms) -> Float[Array, " B"]:
-    """Returns the sum of the terms in bits/dim, without the offset."""
-    first, *others = [value for key, value in terms.items() if key not in COUNTS]
-    return sum(others, start=first)
 
 
 def summary(name: str, repeats: list[dict], offset: float) -> dict[str, Any]:
@@ -264,15 +39,15 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict[str, Any]:
     Args:
       name: one of FIGURES.
       repeats: for each repeat, the terms and counts [N].
-      offset: see `Evaluation.offset`.
+      offset: see `image_terms.Evaluation.offset`.
     """
     one_time = "nfe" not in repeats[0]  # the bound sees one time an image
-    reached = np.all([terms.get("reached", np.ones(len(total(terms)), bool)) for terms in repeats], axis=0)
-    values = np.stack([total(terms) for terms in repeats])[:, reached] + offset
+    reached = np.all([terms.get("reached", np.ones(len(image_terms.total(terms)), bool)) for terms in repeats], axis=0)
+    values = np.stack([image_terms.total(terms) for terms in repeats])[:, reached] + offset
     count, n = values.shape
     spread = lambda a, axis=0: np.var(a, axis=axis, ddof=1) if a.shape[axis] > 1 else np.zeros(a.shape[1:])
     variance = (spread(values.mean(0)) - spread(values).mean() / count) / max(n, 1)
-    names = [key for key in repeats[0] if key not in COUNTS]
+    names = [key for key in repeats[0] if key not in image_terms.COUNTS]
     means = {key: float(np.mean([terms[key][reached] for terms in repeats])) for key in names}
     figures: dict[str, Any] = {
         name: float(values.mean()),
@@ -300,8 +75,8 @@ def _run_repeats(
     repeats: list[dict[str, np.ndarray]] = []
 
     def progress(done: int, parts: list) -> None:
-        before = [total(terms)[:done] for terms in repeats]
-        mean = np.mean([*before, np.concatenate([total(part) for part in parts])], axis=0)
+        before = [image_terms.total(terms)[:done] for terms in repeats]
+        mean = np.mean([*before, np.concatenate([image_terms.total(part) for part in parts])], axis=0)
         error = np.std(mean) / len(mean) ** 0.5
         loop(done + len(run.images) * len(before), f"{mean.mean() + offset:.4f} ± {error:.4f} bits/dim")
 
@@ -311,7 +86,7 @@ def _run_repeats(
     return repeats
 
 
-def compute(evaluation: Evaluation, run: runner.ImageRunner, section: Any) -> dict[str, Any]:
+def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section: Any) -> dict[str, Any]:
     """Returns those figures of `eval/bpd.json` that `section`, a configuration's `eval`, asks for."""
     repeats: dict[str, list] = {}
     # one program for both starts: it takes longer to compile than small networks take to run
@@ -344,6 +119,13 @@ def compute(evaluation: Evaluation, run: runner.ImageRunner, section: Any) -> di
     return figures | seconds
 
 
+def _warn(evaluation: image_terms.Evaluation) -> None:
+    if evaluation.model.scaler.dequantization == "none":
+        print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
+    if evaluation.lambda_:
+        print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
+
+
 def evaluate(
     config: Any,
     model: DiffusionModel,
@@ -372,13 +154,11 @@ def evaluate(
     Returns:
       What is in eval/bpd.json.
     """
-    check_batch_size(config, mesh)
-    section, evaluation = config.eval, from_config(config, model)
-    name, writes = evaluation.model.scaler.dequantization, jax.process_index() == 0
-    if name == "none" and writes:
-        print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
-    if section.lambda_ and writes:
-        print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
+    image_terms.check_batch_size(config, mesh)
+    section, evaluation = config.eval, image_terms.from_config(config, model)
+    writes = jax.process_index() == 0
+    if writes:
+        _warn(evaluation)
     settings = {"config": config.to_dict(), "step": step, **provenance.software()}
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
@@ -389,7 +169,7 @@ def evaluate(
             "dataset": config.data.dataset,
             "split": "test",
             "images": len(images),
-            "dequantization": name,
+            "dequantization": evaluation.model.scaler.dequantization,
             "num_levels": config.data.num_levels,
             "sde": config.training.sde,
             "truncation_time": model.sde.eps,

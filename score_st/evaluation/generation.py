@@ -56,7 +56,7 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.sampling.{key}={config.sampling[key]}: should be 1 or more")
 
 
-def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int = 1) -> Callable:
+def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int = 1) -> jax.stages.Wrapped:
     """Returns a jitted function that draws images.
 
     Args:

@@ -1,17 +1,11 @@
 """The loss of a model and its gradient as functions of the time t."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_st.evaluation import runner
-
-if TYPE_CHECKING:
-    from score_st.evaluation.bits_per_dim import Evaluation
+from score_st.evaluation.image_terms import Evaluation
 
 TIMES = 40
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.array_types import Shaped, UInt8
+from score_st.array_types import UInt8
 from score_st.config import MEANING, ConfigError
 from score_st.data import pipeline
 from score_st.data.images import LazyImages
@@ -188,16 +188,21 @@ def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, di
 
 
 def compute(
-    metrics: tuple[str, ...], samples: dict[str, Shaped[np.ndarray, "..."]], reference: dict[str, Any]
+    request: Request, features: Features, images: UInt8[np.ndarray, "N H W C"], reference: dict[str, Any]
 ) -> dict[str, tuple[float, float | None]]:
     """Returns value and standard deviation, or None, of each figure.
 
     Args:
-      metrics: some of METRICS.
-      samples: what `Features` returns.
-      reference: the same of the reference.
+      request: names the metrics.
+      features: of images.
+      images: the samples.
+      reference: what `read_reference` returns.
     """
-    figures: dict[str, tuple[float, float | None]] = {}
+    metrics, figures = request.metrics, dict[str, tuple[float, float | None]]()
+    keep = ["features"] if PER_IMAGE.intersection(metrics) else []
+    samples = features(images, "features of samples", keep + ["logits"] * ("is" in metrics))
+    if "images" in reference:
+        reference = features(reference["images"], "features of reference", keep)
     if "fid" in metrics:
         moments = [side[name] for side in (samples, reference) for name in ("mean", "covariance")]
         figures["fid"] = distances.frechet(*moments), None
@@ -219,7 +224,7 @@ def evaluate(
     show: Callable[[dict, int], None] = lambda result, dimension: None,
     features: Features | None = None,
 ) -> dict[str, Any]:
-    """Computes the figures that are asked for and writes them to eval/quality.json of the workdir.
+    """Computes the figures of a request and writes them to eval/quality.json of the workdir.
 
     Args:
       config: all settings.
@@ -243,17 +248,13 @@ def evaluate(
     path, images = read_samples(workdir, request.samples, levels)
     description, reference = read_reference(config, request)
     if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
-        asked = ",".join(request.metrics)
-        raise ConfigError(f"--metrics {asked}: {least} images are too few; it takes at least {LEAST}")
+        metrics = ",".join(request.metrics)
+        raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")
     params, digest = extractor.weights(request.weights)
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
     with jax.default_matmul_precision("highest"):
         features = features or Features.on_devices(extractor.network(resizing), params, mesh, batch_size)
-        keep = ["features"] if PER_IMAGE.intersection(request.metrics) else []
-        samples = features(images, "features of samples", keep + ["logits"] * ("is" in request.metrics))
-        if "images" in reference:
-            reference = features(reference["images"], "features of reference", keep)
-        values = compute(request.metrics, samples, reference)
+        values = compute(request, features, images, reference)
     about: dict[str, Any] = {"features": extractor.name, "resizing": resizing, "samples": len(images)}
     figures = {
         extractor.figure(name): {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_st.config import flatten, load
-from score_st.evaluation import bits_per_dim, generation
+from score_st.evaluation import generation, image_terms
 from score_st.model import DiffusionModel
 from score_st.planning import hlo, tpu
 from score_st.runtime import resumable, sharding
@@ -110,7 +110,7 @@ def eval_job(config: ConfigDict, topology: tpu.Topology) -> Job:
     indices, repeated = jax.ShapeDtypeStruct((group,), jnp.int32), jax.ShapeDtypeStruct((), bool)
     arguments = _on_first(devices, model.abstract_params, images, indices, _abstract_key(), repeated)
     with jax.default_matmul_precision("highest"):
-        lowered = jax.jit(bits_per_dim.from_config(config, model).nll).lower(*arguments)
+        lowered = jax.jit(image_terms.from_config(config, model).nll).lower(*arguments)
     return Job(lowered, _bytes(model.abstract_params), group, forward_flops(model, group), passes=6)
 
 

@@ -16,7 +16,7 @@ from score_st import config
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, parametrization, probability_flow, sde, time_sampling
 from score_st.diffusion.sde import expand
-from score_st.evaluation import bits_per_dim, runner
+from score_st.evaluation import bits_per_dim, image_terms, runner
 from score_st.model import DiffusionModel
 
 OFFICIAL = np.load(FIXTURES / "likelihood.npz")
@@ -159,7 +159,7 @@ def toy(diffusion, function, shape, levels, dequantization="lossless", **options
     both = lambda key, shape: jnp.broadcast_to(jnp.array([[1, 1], [1, -1.0]]).reshape(2, 1, 2, 1), shape)
     options = dict(probe=both, probes=2, log_mass=log_mass) | options
     options["half_bin"] = half_bin if dequantization == "truncated_normal" else 0.0
-    return bits_per_dim.Evaluation(exp, probability_flow.Solver(1e-5, 1e-5), **options)
+    return image_terms.Evaluation(exp, probability_flow.Solver(1e-5, 1e-5), **options)
 
 
 @pytest.mark.parametrize("dequantization", ["lossless", "truncated_normal"])
@@ -171,7 +171,7 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
     made = toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, dequantization)
     terms = jax.jit(made.nll)({}, PAIRS, jnp.arange(len(PAIRS)), jax.random.key(0))
     assert made.offset("nll") == 0 and bool(terms["reached"].all())
-    p = 2.0 ** -(2 * bits_per_dim.total(terms))
+    p = 2.0 ** -(2 * image_terms.total(terms))
     np.testing.assert_allclose(p, PAIRS_P, rtol=2e-3)
     np.testing.assert_allclose(p.sum(), 1, atol=1e-3)
 
@@ -195,7 +195,7 @@ def test_importance_weighted_bound_tightens():
         )
         for k in (1, 16)
     ]
-    bits = [bits_per_dim.total(jax.jit(m.nll)({}, images, indices, jax.random.key(1))) for m in made]
+    bits = [image_terms.total(jax.jit(m.nll)({}, images, indices, jax.random.key(1))) for m in made]
     std = np.hypot(0.02, float(diffusion.sigma(jnp.float32(diffusion.eps))))
     center, half = 22 / 20 - 1, 1 / 40
     exact = -np.log2(np.diff(stats.norm.cdf([center - half, center + half], 0.1, std))[0])
@@ -316,11 +316,11 @@ def test_what_is_left_out(changes, names):
             return {"prior": np.ones(4), "reconstruction": np.zeros(4)} | counts
 
     exp = DiffusionModel.from_config(made)
-    found = bits_per_dim.compute(bits_per_dim.from_config(made, exp), Runner(), made.eval)
+    found = bits_per_dim.compute(image_terms.from_config(made, exp), Runner(), made.eval)
     assert {name for name in bits_per_dim.FIGURES if name in found} == names
 
 
 def test_nothing_to_compute():
     made = config.load("vp/DIGITS/ddpmpp_nll_st", {"eval.nll_iter": "0", "eval.nelbo_iter": "0"})
     with pytest.raises(config.ConfigError, match="nothing to compute; 1 is once"):
-        bits_per_dim.from_config(made, DiffusionModel.from_config(made))
+        image_terms.from_config(made, DiffusionModel.from_config(made))

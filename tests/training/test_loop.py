@@ -16,7 +16,7 @@ import pytest
 from support.commands import DIGITS, ROOT, SHORT, final_params, overrides, run, tiny
 
 from score_st import train
-from score_st.evaluation import bits_per_dim, generation, runner
+from score_st.evaluation import generation, image_terms, runner
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import loop
@@ -142,14 +142,14 @@ def test_devices_change_nothing(digits, tmp_path):
     c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, sampling__group=4)
     exp = dataclasses.replace(DiffusionModel.from_config(c), network=Small())
     params = exp.init(jax.random.key(0))
-    nll, generate = jax.jit(bits_per_dim.from_config(c, exp).nll), generation.generator(c, exp, seed=1)
+    nll, generate = jax.jit(image_terms.from_config(c, exp).nll), generation.generator(c, exp, seed=1)
     results, samples = [], []
     for n, batch in ((1, 1), (2, 7), (8, 64)):
         mesh = sharding.mesh(devices=jax.devices()[:n])
         if n < 8:  # the adaptive solver takes long to compile, once for each device
             stored = runner.open_results(tmp_path / f"{n}.jsonl", {})
             run = runner.ImageRunner(params, digits[:8], 8, 0, stored, mesh, group=1)
-            results.append(bits_per_dim.total(run("nll", nll)))
+            results.append(image_terms.total(run("nll", nll)))
         pieces, drawing = [(i, min(i + batch, 18)) for i in range(0, 18, batch)], generation.runner(c, params, mesh)
         found = [piece["samples"] for ends in pieces for piece in generation.batches(drawing, generate, *ends)]
         samples.append(np.concatenate(found))
