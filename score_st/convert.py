@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.config import ConfigError
+from score_st.config import FREE, ConfigError
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.pytorch import file as torch_file
@@ -55,9 +55,9 @@ def import_torch(arguments: argparse.Namespace, golden: dict[str, np.ndarray] | 
         if part not in content:
             print(f"note: no {part} in the file: {effect}", file=sys.stderr)
     multihost_utils.sync_global_devices("file read")  # no process writes before all have found the workdir empty
-    workdir = claim_workdir(arguments.workdir, config)
+    workdir = claim_workdir(arguments.workdir, config, lambda key: not key.startswith(FREE), arguments.base)
     with checkpoints.manager(workdir) as manager:
-        checkpoints.save(manager, sharding.on_all(current, mesh))
+        checkpoints.save(manager, sharding.replicate(current, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     print(f"wrote {workdir}/checkpoints/{int(current.step)}: {parameters:,} parameters, step {int(current.step)}")
 

@@ -1,19 +1,26 @@
-"""`python -m score_st.train`: trains with Soft Truncation, evaluates, and goes on where it was when started again."""
+"""`python -m score_st.train`: trains with Soft Truncation, evaluates, and resumes when started again."""
 
 import functools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from score_st.config import FREE
 from score_st.data import pipeline
+from score_st.data.images import Images
 from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import claim_workdir, write_text
-from score_st.training import loop, state
+from score_st.training import loop
 from score_st.training import step as stepping
+from score_st.training.state import TrainState
 
 EXAMPLES = """\
   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -21,60 +28,82 @@ EXAMPLES = """\
   python -m score_st.train --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10"""
 
 
-def snapshot(config, workdir: Path, made: DiffusionModel, test_images, mesh, current: state.TrainState, log: loop.Log):
-    """A picture of samples (training.snapshot_sampling) and bits/dim (eval.enable_bpd) of the average's weights."""
-    step, shown = int(current.step), config.training.snapshot_sampling or config.eval.enable_bpd
-    weights = sharding.whole(current.ema) if shown else None
+def snapshot(
+    config: ConfigDict,
+    workdir: Path,
+    model: DiffusionModel,
+    test_images: Images,
+    mesh: Mesh,
+    current: TrainState,
+    log: loop.Log,
+) -> None:
+    """Evaluates the averaged weights: an image of samples (training.snapshot_sampling), bits/dim (eval.enable_bpd).
+
+    Each is done only if its key asks for it. Then the report is brought up to date.
+    """
+    step = int(current.step)
+    needs_weights = config.training.snapshot_sampling or config.eval.enable_bpd
+    weights = sharding.all_gather(current.ema) if needs_weights else None
     if config.training.snapshot_sampling:
         path = workdir / f"snapshots/{step:08}.png"
-        generation.write_picture(config, made, weights, path, mesh)
+        generation.write_picture(config, model, weights, path, mesh)
         if log.writes:
             shutil.copyfile(path, workdir / "samples.png")
     if config.eval.enable_bpd:
         show = tables.show_bits_per_dim
-        result = bits_per_dim.evaluate(config, made, weights, step, test_images, workdir, mesh, show)
-        log(step, **{name: result[name] for name in bits_per_dim.FIGURES if name in result})
+        figures = bits_per_dim.evaluate(config, model, weights, step, test_images, workdir, mesh, show)
+        log(step, **{name: figures[name] for name in bits_per_dim.FIGURES if name in figures})
     if log.writes:
         write_text(workdir / "snapshot", str(step))
         page.refresh(workdir)
 
 
-def keep_programs(workdir: Path):
-    """Compiled programs stay in the workdir for the next start, unless JAX_COMPILATION_CACHE_DIR names another place.
+def keep_programs(workdir: Path, platform: str) -> None:
+    """Keeps compiled programs in the workdir for the next start, unless JAX_COMPILATION_CACHE_DIR names a folder.
 
-    Not on CPUs, where a program of one machine may be none of another's.
+    Not on CPUs, as a program compiled on one may not run on another.
     """
-    if not jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+    if not jax.config.values["jax_compilation_cache_dir"] and platform != "cpu":
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
-def train(config, workdir: str | Path, base: dict | None = None) -> state.TrainState:
-    """Trains in `workdir`; all that can be wrong with the request is found before anything is written.
+def train(
+    config: ConfigDict, workdir: str | Path, base: Mapping[str, Any] | None = None, mesh: Mesh | None = None
+) -> TrainState:
+    """Trains in `workdir`. Whatever can be wrong with the request is found before anything is written.
 
     Args:
-      base: of `cli.parse`, for the report.
+      config: of the run.
+      workdir: where it is, or will be.
+      base: the configuration file, see `cli.parse`.
+      mesh: the devices, by default all.
+
+    Returns:
+      The final state.
 
     Raises:
-      ConfigError: what was asked for is not possible.
+      ConfigError: the request can't be met.
     """
-    setup = stepping.from_config(config, sharding.mesh(config.training.fsdp))
+    devices = None if mesh is None else list(mesh.devices.flat)
+    step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
+    eval_mesh = sharding.mesh(devices=devices)
     model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
-    mesh = sharding.mesh()
     if config.eval.enable_bpd:
-        image_terms.check_batch_size(config, mesh)
+        image_terms.check_batch_size(config, eval_mesh)
         image_terms.from_config(config, model)
-    workdir = claim_workdir(workdir, config, base)
-    keep_programs(workdir)
-    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], mesh)
-    return loop.fit(config, workdir, setup, images, at_snapshot)
+    workdir = claim_workdir(workdir, config, lambda key: not key.startswith(FREE), base)
+    keep_programs(workdir, jax.default_backend())
+    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
+    return loop.fit(config, workdir, step_config, images, at_snapshot)
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+    """Runs the command with the arguments `argv`, by default those of the process."""
     codes = {1: "the loss is not finite; the last checkpoint is kept"}
     parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
     arguments = cli.parse(parser, argv)
-    train(arguments.config, arguments.workdir, arguments.base)
+    train(arguments.config, arguments.workdir, arguments.base, mesh)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def runs(tmp_path_factory, one_device):
     """A folder with `runs/digits`, whose checkpoint has random weights."""
     folder = tmp_path_factory.mktemp("api")
     made = config.load(DIGITS, SETTINGS)
-    claim_workdir(folder / "runs/digits", made)
+    claim_workdir(folder / "runs/digits", made, bool)
     rng, like = np.random.default_rng(0), step.from_config(made, one_device).abstract_state
     weights = jax.tree.map(lambda a: rng.normal(0, 0.03, a.shape).astype(a.dtype), like)
     with checkpoints.manager(folder / "runs/digits") as manager:

@@ -109,6 +109,6 @@ def run(main: Callable[[], object]):
             distributed.leave(2, f"error: {error}")
         elif isinstance(error, KeyboardInterrupt):
             distributed.leave(130, "")
-        elif not distributed.jax.distributed.is_initialized():
+        elif not distributed.several():
             raise
-        distributed.broken(error)
+        distributed.fail(error)

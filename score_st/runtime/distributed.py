@@ -1,143 +1,300 @@
-"""Several processes: how they find each other, and end together.
+"""Several processes: how they meet, stop at the same step on SIGTERM, and end with the same exit code.
 
-TPU pods, SLURM and Open MPI are found by JAX. Otherwise SCORE_ST_COORDINATOR=host:port, SCORE_ST_PROCESSES and
-SCORE_ST_PROCESS say it; with nothing set there is one process, and nothing here does anything.
+With SCORE_ST_COORDINATOR=host:port, SCORE_ST_PROCESSES and SCORE_ST_PROCESS set, the processes meet at that address.
+On TPU pods, under SLURM and under Open MPI, `jax.distributed.initialize` finds them. Otherwise there is one process,
+and `start` does nothing.
 """
 
+import collections
 import contextlib
+import inspect
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import Any, NoReturn
 
 import jax
-from jax._src import clusters, distributed
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from score_st.config import ConfigError, differences
-from score_st.runtime import one_line
+from score_st.runtime import sharding
 
-GONE = 75  # exit code: another process never came
+MISSING = 75  # exit code: another process never came
+STOPPED = 143  # exit code: SIGTERM
 
 
 def setting(name: str, default: str = "") -> int:
-    """The environment's SCORE_ST_`name`, or a ConfigError."""
+    """Returns the environment's SCORE_ST_`name`, or raises a ConfigError."""
     text = os.environ.get(f"SCORE_ST_{name}", default)
     if not text.isdecimal():
         raise ConfigError(f"SCORE_ST_{name}={text!r}: should be a whole number")
     return int(text)
 
 
-def find(limit: int) -> tuple | None:
-    """Coordinator, number of processes, this one's, its devices (None: all); or None for a process by itself."""
-    if address := os.environ.get("SCORE_ST_COORDINATOR"):
-        count, index = setting("PROCESSES"), setting("PROCESS")
-        if index >= count or not address.rpartition(":")[2].isdecimal():
-            raise ConfigError(f"SCORE_ST_COORDINATOR={address}: should be host:port, and SCORE_ST_PROCESS < {count}")
-        found = address, count, index, None
-    else:  # not Kubernetes: to JAX any of its pods looks like a part of a job
-        kinds = (clusters.OmpiCluster, clusters.SlurmCluster, clusters.GkeTpuCluster, clusters.GceTpuCluster)
-        kind = setting("PROCESSES", "2") > 1 and next((kind for kind in kinds if kind.is_env_present()), None)
-        found = kind and kind.auto_detect_unset_distributed_params(None, None, None, None, kind.name, limit)
-    return found if found and found[1] > 1 else None
+def several() -> bool:
+    """Whether this process works with others."""
+    return jax.distributed.is_initialized()
 
 
-def start(settings: dict):
-    """Joins the other processes, before any device is touched; `settings` should be the same everywhere.
+def process_index() -> int:
+    """This process's number, which touches no device where the environment says it."""
+    return setting("PROCESS") if "SCORE_ST_COORDINATOR" in os.environ else jax.process_index()
 
-    Ends the program (75) where a process does not come within SCORE_ST_START_TIMEOUT seconds (300).
+
+def start(settings: dict[str, Any]) -> None:
+    """Joins the other processes, if there are any; `settings` should be the same on all of them.
+
+    Ends the program (75) if a process does not come within SCORE_ST_START_TIMEOUT seconds (300).
 
     Raises:
       ConfigError: the environment makes no sense, or the settings differ.
     """
     limit = setting("START_TIMEOUT", "300")
-    if jax.distributed.is_initialized() or not (found := find(limit)):
+    if several():
         return
-    address, count, index, devices = found
-    hello = {"process": index, "host": socket.gethostname(), "settings": json.loads(json.dumps(settings, default=str))}
-    (join if index else gather)(address, count, hello, limit)
+    if address := os.environ.get("SCORE_ST_COORDINATOR"):
+        count, index = setting("PROCESSES"), setting("PROCESS")
+        if index >= count or not address.rpartition(":")[2].isdecimal():
+            raise ConfigError(f"SCORE_ST_COORDINATOR={address}: should be host:port, and SCORE_ST_PROCESS < {count}")
+        if count > 1:
+            greeting = {"process": index} | introduction(settings)
+            (greet_first if index else gather)(address, count, greeting, limit)
+            initialize(60, coordinator_address=address, num_processes=count, process_id=index)
+    elif in_cluster():
+        start_in_cluster(settings, limit)
+
+
+def introduction(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a process tells the others about itself, as JSON would hold it."""
+    return {"host": socket.gethostname(), "settings": json.loads(json.dumps(settings, default=str))}
+
+
+def initialize(timeout: int, **places: Any) -> None:
+    """Connects to the other processes; from here on process 0 alone prints, and JAX's aborts are one line.
+
+    Args:
+      timeout: seconds to wait for the others.
+      **places: who this process is, for `jax.distributed.initialize`; without them, JAX asks the cluster.
+    """
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    command = [sys.executable, "-S", one_line.__file__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True).stdin as pipe:
-        os.dup2(pipe.fileno(), 2)
-    if index:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # process 0 alone prints
-    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM where nobody asks it
-    alive = {"heartbeat_timeout_seconds": setting("HEARTBEAT", "30"), "shutdown_timeout_seconds": 600}
-    jax.distributed.initialize(address, count, index, devices, "deactivate", initialization_timeout=60, **alive)
+    source = f"{inspect.getsource(condense_aborts)}\n\ncondense_aborts()"
+    child = subprocess.Popen([sys.executable, "-S", "-c", source], stdin=subprocess.PIPE, start_new_session=True)
+    assert child.stdin
+    os.dup2(child.stdin.fileno(), 2)
+    child.stdin.close()
+    jax.config.update("jax_enable_preemption_service", False)  # see Preemption
+    jax.distributed.initialize(
+        **places,
+        cluster_detection_method="deactivate" if places else None,
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=setting("HEARTBEAT", "30"),
+        shutdown_timeout_seconds=600,
+    )
+    if process_index():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def gather(address: str, count: int, hello: dict, limit: int):
-    """Process 0 waits for the others, names those that don't come, and tells all whether they agree."""
+def condense_aborts() -> None:
+    """Copies stdin to stderr, but sums up in one line what JAX says as it aborts.
+
+    Runs as a program of its own, which outlives the abort, so it imports what it needs.
+    """
+    import re
+    import sys
+
+    held = ""
+    for line in sys.stdin:
+        if held or re.match(r"[EF]\d{4} .* (coordination_service\w*\.cc|client\.h):", line):
+            held += line
+        else:
+            print(line, end="", file=sys.stderr, flush=True)
+    names = re.search(r"stopped sending heartbeats\):\s*([\d, \n]+)", held)
+    if "Terminating process" in held and (names or "Failed to send RPC" in held):
+        dead = ", ".join(names[1].replace(",", " ").split()) if names else "0"
+        held = f"error: process {dead} died or can't be reached; started again, the run resumes from what was saved\n"
+    print(held, end="", file=sys.stderr)
+
+
+def gather(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
+    """Waits as process 0 for the others, names those that don't come, and tells all whether their settings agree."""
     try:
         server = socket.create_server(("", int(address.rpartition(":")[2])), backlog=count)
     except OSError as error:
-        raise ConfigError(f"{address}: can't listen there ({error.strerror}); another port would do") from error
-    came, began, said = {}, time.monotonic(), 30
+        raise ConfigError(f"{address}: can't listen there ({error.strerror}); try another port") from error
+    greetings, connections, began, warn_at = {0: greeting}, [], time.monotonic(), 30
     with server, contextlib.ExitStack() as stack:
         server.settimeout(1)
-        while missing := [str(i) for i in range(1, count) if i not in came]:
-            waited, who = time.monotonic() - began, f"{address}: process {', '.join(missing)} of {count}"
+        while missing := [str(i) for i in range(count) if i not in greetings]:
+            waited, names = time.monotonic() - began, f"{address}: process {', '.join(missing)} of {count}"
             if waited > limit:
-                leave(GONE, f"error: {who} did not come within {limit} s; more is SCORE_ST_START_TIMEOUT")
-            if waited > said:
-                print(f"{who} has not come in {waited:.0f} s", file=sys.stderr, flush=True)
-                said += 30
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever is no process of ours
-                line = stack.enter_context(server.accept()[0])
-                line.settimeout(10)
-                other = json.loads(line.makefile().readline())
-                came[other["process"]] = line, other
-        verdict = next(filter(None, (difference(hello, other) for _, other in came.values())), None)
-        for line, _ in came.values():
+                leave(MISSING, f"error: {names} did not come within {limit} s (SCORE_ST_START_TIMEOUT)")
+            if waited > warn_at:
+                print(f"{names} has not come in {waited:.0f} s", file=sys.stderr, flush=True)
+                warn_at += 30
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(10)
+                other = json.loads(connection.makefile().readline())
+                greetings[other["process"]] = other
+                connections.append(connection)
+        verdict = disagreement([greetings[i] for i in range(count)])
+        for connection in connections:
             with contextlib.suppress(OSError):
-                line.sendall(json.dumps(verdict).encode() + b"\n")
-                line.recv(1)  # the other side closes first, which leaves the port free
+                connection.sendall(json.dumps(verdict).encode() + b"\n")
+                connection.recv(1)  # the other side closes first, which leaves the port free
     if verdict:
         raise ConfigError(verdict)
 
 
-def join(address: str, count: int, hello: dict, limit: int):
-    """The other processes' side of `gather`; ends with exit code 2 where process 0 says why."""
+def greet_first(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
+    """Reports to process 0, the other side of `gather`; ends with exit code 2 if process 0 finds a disagreement."""
     end = time.monotonic() + limit
     host, _, port = address.rpartition(":")
     while (left := end - time.monotonic()) > 0:
         with (
             contextlib.suppress(OSError, ValueError),
-            socket.create_connection((host, int(port)), min(left, 5)) as line,
+            socket.create_connection((host, int(port)), min(left, 5)) as connection,
         ):
-            line.sendall(json.dumps(hello).encode() + b"\n")
-            line.settimeout(left)
-            return os._exit(2) if json.loads(line.makefile().readline()) else None
+            connection.sendall(json.dumps(greeting).encode() + b"\n")
+            connection.settimeout(left)
+            return os._exit(2) if json.loads(connection.makefile().readline()) else None
         time.sleep(0.3)
-    leave(GONE, f"error: {address}: no answer within {limit} s; process 0 of {count} should be there")
+    leave(MISSING, f"error: {address}: process 0 of {count} did not answer within {limit} s (SCORE_ST_START_TIMEOUT)")
 
 
-def difference(first: dict, other: dict) -> str | None:
-    """Says which settings differ from those of process 0."""
-    a, b = first["settings"], other["settings"]
-    found = differences(b, a, sorted(a.keys() | b.keys()))
-    return f"process {other['process']} on {other['host']} differs from process 0: {found}" if found else None
+def disagreement(greetings: list[dict[str, Any]]) -> str | None:
+    """Says which settings of a process differ from those of process 0."""
+    first = greetings[0]["settings"]
+    for index, greeting in enumerate(greetings):
+        other = greeting["settings"]
+        if differing := differences(other, first, sorted(first.keys() | other.keys())):
+            return f"process {index} on {greeting['host']} differs from process 0: {differing}"
+    return None
 
 
-def leave(code: int, line: str):
-    """Ends with one line on stderr: of process 0 where all fail alike, and without waiting for the others at exit."""
-    state, several = distributed.global_state, jax.distributed.is_initialized()
-    if several:
+def in_cluster() -> bool:
+    """Whether JAX should look for other processes.
+
+    It is not asked on Kubernetes without TPUs, where it takes any pod for a part of a job.
+    """
+    if setting("PROCESSES", "2") < 2:
+        return False
+    if os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        return True
+    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ:
+        return True
+    if "TPU_ML_PLATFORM" not in os.environ:  # JAX sets it on a machine that has TPUs
+        return False
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    if hosts:
+        return "," in hosts or os.environ.get("MEGASCALE_NUM_SLICES", "1") != "1"
+    return "KUBERNETES_SERVICE_HOST" not in os.environ  # a TPU VM, whose metadata JAX reads
+
+
+def start_in_cluster(settings: dict[str, Any], limit: int) -> None:
+    """Lets JAX find the other processes, and compares the settings; see `start`.
+
+    JAX names no process that does not come, and would abort.
+    """
+
+    def give_up() -> None:
+        print(f"error: not all processes came within {limit} s (SCORE_ST_START_TIMEOUT)", file=sys.stderr, flush=True)
+        os._exit(MISSING)
+
+    timer = threading.Timer(limit, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        initialize(limit + 60)
+    except ValueError:  # no cluster
+        return
+    finally:
+        timer.cancel()
+    text = json.dumps(introduction(settings)).encode()
+    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text), np.int32))))
+    texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
+    if verdict := disagreement([json.loads(row.tobytes()) for row in np.asarray(texts)]):
+        raise ConfigError(verdict)
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """Ends the program with one line on stderr, printed by process 0 alone if all processes leave together."""
+    sys.stdout.flush()
+    if not several():
+        print(line, end="\n" if line else "", file=sys.stderr, flush=True)
+        sys.exit(code)
+    together, index = threading.Event(), process_index()
+
+    def meet() -> None:
         with contextlib.suppress(Exception):
-            state.client.wait_at_barrier("score_st/failed", 3000)
-            line = "" if state.process_id else line
-    print(line, end="\n" if line else "", file=sys.stderr, flush=True)
-    if several:
-        time.sleep(0 if state.process_id else 1)  # the coordinator goes last
-        os._exit(code)
-    sys.exit(code)
+            jax.distributed.shutdown()  # returns once all processes have called it
+            together.set()
+
+    threading.Thread(target=meet, daemon=True).start()
+    printed_by_first = together.wait(3) and index
+    if line and not printed_by_first:
+        print(line, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
-def broken(error: Exception):
-    """Ends after an error that another process's death may be behind: the runtime soon says whose, and aborts."""
+def fail(error: Exception) -> NoReturn:
+    """Ends with the traceback, once JAX had the time to abort if another process's death is behind the error."""
     if any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "ABORTED")):
         time.sleep(setting("HEARTBEAT", "30") + 10)
     sys.excepthook(type(error), error, error.__traceback__)
     os._exit(1)
+
+
+class Preemption:
+    """SIGTERM to any process, which all processes notice after the same step.
+
+    All processes make one at the same place and ask `reached` after every dispatch. With several, each contributes a
+    flag to a sum over all devices, which is dispatched after the step and read `LAG` dispatches later, so that the
+    loop does not wait for it.
+
+    `multihost_utils.reached_preemption_sync_point` does not serve: once JAX's preemption service has started, it takes
+    SIGTERM for itself even while nobody asks, as during a snapshot, which should end at once
+    (tests/runtime/test_pods.py, test_sigterm_ends_a_snapshot_at_once).
+    """
+
+    LAG = 4
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Listens for SIGTERM; `mesh` has the devices of all processes."""
+        self.mesh, self.noticed, self.pending = mesh, False, collections.deque[jax.Array]()
+        self.total = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
+        self.listen()
+
+    def listen(self, active: bool = True) -> None:
+        """Takes note of SIGTERM from now on; if not `active`, SIGTERM ends the process at once."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.notice if active else signal.SIG_DFL)
+
+    def notice(self, *_: Any) -> None:
+        """Notes that SIGTERM has come; a signal handler."""
+        self.noticed = True
+
+    def reached(self, wait: bool = False) -> bool:
+        """Returns whether to save and stop now, the same on all processes; asked after every dispatch.
+
+        Args:
+          wait: whether to wait for the answer as of now, as before something that takes long.
+        """
+        if not several():
+            return self.noticed
+        flags = np.full(len(self.mesh.local_devices), self.noticed, np.int32)
+        layout = sharding.sharded(self.mesh)
+        self.pending.append(self.total(jax.make_array_from_process_local_data(layout, flags, (self.mesh.size,))))
+        if wait:
+            newest = self.pending.pop()
+            self.pending.clear()
+            return bool(newest)
+        return len(self.pending) > self.LAG and bool(self.pending.popleft())

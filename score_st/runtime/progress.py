@@ -1,70 +1,81 @@
-"""Progress of long loops: a live bar on a terminal, lines where the output goes elsewhere, nothing with --quiet."""
+"""Progress of long loops: a live bar on a terminal, lines if the output goes elsewhere, nothing with --quiet."""
 
 import atexit
 import functools
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
-quiet = False  # for the whole process, see `cli.parse`
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+quiet = False  # of the process, see `cli.parse`
 
 
 @functools.cache
-def bars():
-    """The display that all loops share, since a terminal has room for one."""
+def bars() -> "Progress":
+    """Returns the display that all loops share, since a terminal has room for one."""
     from rich.progress import BarColumn, Progress, TextColumn
 
     label = TextColumn("{task.description} {task.completed}/{task.total}", markup=False)
-    shown = TextColumn("{task.fields[shown]}", markup=False)
-    made = Progress(label, BarColumn(None), shown, expand=True, refresh_per_second=4)
-    atexit.register(made.stop)  # it brings the cursor back
-    return made
+    status = TextColumn("{task.fields[status]}", markup=False)
+    display = Progress(label, BarColumn(None), status, expand=True, refresh_per_second=4)
+    atexit.register(display.stop)  # it brings the cursor back
+    return display
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss."""
+    """Formats seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
 class Loop:
-    """Steps `start` to `stop`, with their speed and the time left at this speed as h:mm:ss.
+    """Shows the progress of a loop, its speed, and the time left at this speed."""
 
-    Args:
-      label: what the line begins with.
-      unit: steps, images, ...
-      seconds: the least between two lines.
-    """
+    def __init__(self, label: str, start: int, stop: int, unit: str, seconds: float = 0.0) -> None:
+        """Begins at step `start`.
 
-    def __init__(self, label: str, start: int, stop: int, unit: str, seconds: float = 0.0):
+        Args:
+          label: begins the line.
+          start: the steps that are done already.
+          stop: the last step.
+          unit: what is counted, such as "steps" or "images".
+          seconds: least time between two lines.
+        """
         self.label, self.stop, self.unit, self.seconds = label, stop, unit, seconds
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self.task = None
+        self.task: TaskID | None = None
         self.skip(start)
 
-    def skip(self, step: int):
-        """The steps up to here were done before and take no time."""
+    def skip(self, step: int) -> None:
+        """Takes the steps up to `step` as done before, in no time."""
         self.last = (step, time.perf_counter())
 
-    def __call__(self, step: int, shown: str = "") -> float:
-        """Says that `step` is done, with what else there is to say; returns the steps/s since this last was said."""
+    def __call__(self, step: int, text: str = "") -> float:
+        """Shows that `step` is done, together with `text`, unless it is too soon.
+
+        Returns:
+          The steps/s since the last line.
+        """
         now = time.perf_counter()
         speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
         if step < self.stop and now - self.last[1] < (min(self.seconds, 0.2) if self.live else self.seconds):
             return speed
         self.last = (step, now)
         times = f"{speed:.2f} {self.unit}/s  {clock((self.stop - step) / speed if speed else 0)} left"
-        said = f"{shown}  {times}" if shown else times
+        status = f"{text}  {times}" if text else times
         if self.live and not quiet:
-            self._draw(step, said)
+            self._draw(step, status)
         if not quiet and (not self.live or step >= self.stop):
-            print(f"{self.label} {step}/{self.stop}  {said}", flush=True)
+            print(f"{self.label} {step}/{self.stop}  {status}", flush=True)
         return speed
 
-    def _draw(self, step: int, said: str):
+    def _draw(self, step: int, status: str) -> None:
         if self.task is None:
             bars().start()
-            self.task = bars().add_task(self.label, total=self.stop, shown="")
-        bars().update(self.task, completed=step, shown=said)
+            self.task = bars().add_task(self.label, total=self.stop, status="")
+        bars().update(self.task, completed=step, status=status)
         if step >= self.stop:
             bars().remove_task(self.task)
             self.task = None

@@ -1,29 +1,48 @@
-"""The workdir of a run: its configuration, and files that appear whole or not at all."""
+"""The workdir of a run: its configuration, and files that appear complete or not at all."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from score_st.config import FREE, ConfigError, differences, flatten, to_json
+from ml_collections import ConfigDict
+
+from score_st.config import ConfigError, default, differences, find, flatten, packaged, to_json
 
 
-def claim_workdir(workdir: str | Path, config, base: dict | None = None) -> Path:
-    """The workdir, made if need be, with the configuration in `config.json`, and what `parse` calls base.
+def claim_workdir(
+    workdir: str | Path,
+    config: ConfigDict,
+    must_agree: Callable[[str], bool],
+    base: Mapping[str, Any] | None = None,
+) -> Path:
+    """Creates the workdir, or finds it with a run of the same configuration, and stores the configuration there.
+
+    Args:
+      workdir: a folder.
+      config: goes to `config.json`.
+      must_agree: whether a configuration key, such as "training.k", has to be as in an earlier run.
+      base: what `cli.parse` calls base. It goes to `config_base.json`, and its file to `config.py` unless it comes
+        with the package: the file may have added entries to tables, which other commands then find there.
+
+    Returns:
+      The workdir.
 
     Raises:
-      ConfigError: it can't be written, or holds a run of another configuration; it is then as it was.
+      ConfigError: the workdir can't be written, or has a run of another configuration; it is left as it was.
     """
     import jax
 
     workdir = Path(workdir)
-    check_same(workdir, config, lambda key: not key.startswith(FREE))
+    check_same(workdir, config, must_agree)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write_text(workdir / "config.json", to_json(config))
             if base:
                 write_text(workdir / "config_base.json", json.dumps(base, indent=1, sort_keys=True))
+                keep_file(workdir / "config.py", find(base["file"]))
     except OSError as error:
         raise ConfigError(
             f"--workdir {workdir}: can't be written ({error.strerror}); name a folder that can"
@@ -31,22 +50,31 @@ def claim_workdir(workdir: str | Path, config, base: dict | None = None) -> Path
     return workdir
 
 
-def check_same(workdir: Path, config, matters: Callable[[str], bool]):
-    """Raises ConfigError where the workdir's configuration differs in a key that matters."""
+def keep_file(copy: Path, file: Path) -> None:
+    """Copies a configuration file unless it comes with the package or is the copy itself."""
+    if file.resolve() not in [*(path.resolve() for path in packaged().values()), copy.resolve()]:
+        write_text(copy, file.read_text())
+
+
+def check_same(workdir: Path, config: ConfigDict, must_agree: Callable[[str], bool]) -> None:
+    """Raises ConfigError if the workdir's configuration differs from `config` in a key that must agree.
+
+    A key that an older `config.json` lacks counts as its default.
+    """
     try:
-        made = json.loads((workdir / "config.json").read_text())
+        stored = json.loads((workdir / "config.json").read_text())
     except OSError:
         return
     except ValueError as error:
         raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); name another folder") from error
-    old = flatten(made)
-    new = json.loads(json.dumps(flatten(config)))
-    if shown := differences(old, new, [key for key in sorted(new) if matters(key) and key in old]):
-        raise ConfigError(f"--workdir {workdir}: was made with {shown}; use that, or another workdir")
+    as_json = lambda values: json.loads(json.dumps(flatten(values)))
+    old, new = as_json(default()) | flatten(stored), as_json(config)
+    if differing := differences(old, new, [key for key in sorted(new) if must_agree(key)]):
+        raise ConfigError(f"--workdir {workdir}: was made with {differing}; use that, or another workdir")
 
 
-def write_text(path: Path, text: str):
-    """Writes a file whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file completely or not at all, and its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)

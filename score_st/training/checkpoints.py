@@ -1,9 +1,11 @@
-"""Checkpoints in `<workdir>/checkpoints/<step>`: Orbax, written in the background."""
+"""Checkpoints in `<workdir>/checkpoints/<step>`, written by Orbax in the background."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
 
 from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
@@ -11,13 +13,14 @@ from score_st.runtime import sharding
 from score_st.runtime.workdir import check_same
 from score_st.training import state
 from score_st.training.optimizer import optimizer_from_config
+from score_st.training.state import TrainState
 
-if TYPE_CHECKING:  # elsewhere where it is needed, as it takes long to import
+if TYPE_CHECKING:  # it takes long to import
     import orbax.checkpoint as ocp
 
 
 def manager(workdir: str | Path, keep_period: int | None = None, read_only: bool = False) -> "ocp.CheckpointManager":
-    """Keeps the newest checkpoint and every one at a multiple of `keep_period`."""
+    """Returns a manager that keeps the newest checkpoint and those at multiples of `keep_period`."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
@@ -26,8 +29,8 @@ def manager(workdir: str | Path, keep_period: int | None = None, read_only: bool
     return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
 
 
-def save(manager: "ocp.CheckpointManager", current):
-    """Starts to write the state under its step; a step that is there already is left alone."""
+def save(manager: "ocp.CheckpointManager", current: TrainState) -> None:
+    """Starts to write the state under its step, unless that has a checkpoint already."""
     import orbax.checkpoint as ocp
 
     step = int(current.step)
@@ -35,36 +38,52 @@ def save(manager: "ocp.CheckpointManager", current):
         manager.save(step, args=ocp.args.StandardSave(current))
 
 
-def restore(manager: "ocp.CheckpointManager", abstract, mesh, step: int | None = None):
-    """The state at `step`, by default the newest, laid out on `mesh`; None where there is none.
+def restore(
+    manager: "ocp.CheckpointManager", abstract: TrainState, mesh: Mesh, step: int | None = None
+) -> TrainState | None:
+    """Reads a state, sharded over `mesh`.
 
     Args:
+      manager: of the workdir.
       abstract: a state of ShapeDtypeStructs.
+      mesh: may differ from the one that the state was saved on.
+      step: by default the newest.
+
+    Returns:
+      The state, or None if there is no checkpoint.
     """
     import orbax.checkpoint as ocp
 
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
-    place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+    def place(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     target = jax.tree.map(place, abstract, sharding.shardings(mesh, abstract))
     return manager.restore(step, args=ocp.args.StandardRestore(target))
 
 
-def open_for_reading(workdir: str | Path, config, model: DiffusionModel, mesh, step: int | None = None):
-    """The state in `workdir` for evaluation or sampling, on all devices.
+def open_for_reading(
+    workdir: str | Path, config: ConfigDict, model: DiffusionModel, mesh: Mesh, step: int | None = None
+) -> TrainState:
+    """Reads the state in `workdir` for evaluation or sampling, see `restore`.
 
     Raises:
-      ConfigError: no such checkpoint, or one of a network that `config` does not describe.
+      ConfigError: there is no such checkpoint, or its network is not the one that `config` describes.
     """
     workdir = Path(workdir)
     check_same(workdir, config, lambda key: key.startswith(MEANING))
     if not (workdir / "checkpoints").is_dir():
-        raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` makes them")
+        raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` writes them")
     with manager(workdir, read_only=True) as opened:
         steps = opened.all_steps()
         if not steps or (step is not None and step not in steps):
-            there = f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no finished checkpoint yet"
-            raise ConfigError(f"--workdir {workdir}: {there}" + ("" if step is None else f", not {step}"))
-        abstract = state.abstract(model, optimizer_from_config(config))
-        return restore(opened, abstract, mesh, step)
+            state_of_it = (
+                f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no complete checkpoint yet"
+            )
+            raise ConfigError(f"--workdir {workdir}: {state_of_it}" + ("" if step is None else f", not {step}"))
+        restored = restore(opened, state.abstract(model, optimizer_from_config(config)), mesh, step)
+        assert restored is not None
+        return restored

@@ -1,32 +1,61 @@
 """The training loop."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
+import clu.metrics
+import flax.struct
 import jax
 import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from score_st.array_types import Array, Key, Shaped, UInt8
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.runtime import distributed, progress, sharding
-from score_st.runtime.preemption import STOPPED, Preemption
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints, state
+from score_st.training import checkpoints
 from score_st.training import step as stepping
+from score_st.training.state import TrainState
+from score_st.training.step import TrainStepConfig
+
+
+@flax.struct.dataclass
+class Means(clu.metrics.CollectingMetric):
+    """The mean of each metric over the steps since the last line of the log.
+
+    Values stay on their devices until `compute`, so that no step waits for the one before. NumPy's pairwise sum is
+    more exact than the running float32 sum of `clu.metrics.Average`.
+    """
+
+    values: dict[str, tuple[Array, ...]]
+
+    def add(self, metrics: Mapping[str, Array]) -> "Means":
+        """Adds the metrics of one step, or of several."""
+        return Means({name: (*self.values.get(name, ()), value) for name, value in metrics.items()})
+
+    def compute(self) -> dict[str, float]:
+        """Waits for the devices and returns the means."""
+        return {name: float(np.mean(np.hstack(values))) for name, values in self.values.items()}
 
 
 class Log:
-    """`metrics.jsonl`, TensorBoard events and lines on the terminal, of process 0."""
+    """Writes `metrics.jsonl`, TensorBoard events and lines on the terminal, on process 0."""
 
-    def __init__(self, workdir: Path, start: int, stop: int):
+    def __init__(self, workdir: Path, start: int, stop: int) -> None:
+        """Opens the log of a run that begins or resumes at step `start` and ends at `stop`."""
         import tensorboardX
 
         self.progress = progress.Loop("step", start, stop, "steps")
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
-        # after a kill, lines past the checkpoint are written again
+        # after a kill, the steps past the checkpoint are done again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
         if not self.writes:
@@ -34,126 +63,203 @@ class Log:
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
 
-    def __call__(self, step: int, **values):
+    def __call__(self, step: int, **values: Shaped[Array, ""] | float) -> None:
+        """Appends a line to `metrics.jsonl`, and scalars to TensorBoard."""
         if not self.writes:
             return
-        values = {key: float(value) for key, value in values.items()}
+        scalars = {key: float(value) for key, value in values.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for key, value in values.items():
-            if np.isfinite(value):  # others it warns of
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for key, value in scalars.items():
+            if np.isfinite(value):  # TensorBoard warns of others
                 self.board.add_scalar(key, value, step)
         self.board.flush()
 
-    def train(self, step: int, recent: list[dict], waited: float, **values):
-        """The mean of the metrics since the last call, with speed, time left, and the share of the time that `waited`
-        seconds for data are."""
+    def train(self, step: int, means: Mapping[str, float], waited: float, **values: float) -> None:
+        """Logs the training since the last such line, with its speed, and shows it on the terminal.
+
+        Args:
+          step: steps done.
+          means: of the metrics of the steps since the last line, with "loss".
+          waited: seconds spent waiting for data since then, logged as a fraction of the time.
+          **values: what else to log and show.
+        """
         count = step - self.progress.last[0]
-        means = jax.tree.map(lambda *a: float(np.mean(np.hstack(a))), *recent)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
         speed = self.progress(step, shown)
         self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values)
 
+    def parameters(self, params: Any) -> None:
+        """Writes the names, shapes and sizes of the network's parameters to `parameters.json`, and shows the first."""
+        if not self.writes:
+            return
+        shapes = {name: list(leaf.shape) for name, leaf in sorted(parameter_overview.flatten_dict(params).items())}
+        rows = [{"name": name, "shape": shape, "size": math.prod(shape)} for name, shape in shapes.items()]
+        write_text(self.path.with_name("parameters.json"), json.dumps(rows))
+        if not progress.quiet:
+            print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
+
+
+Snapshot = Callable[[TrainState, Log], None]
+
 
 class Batches:
-    """Batches, and the seconds since these were last asked for that `next` took; devices may have been busy meanwhile,
-    so it is the most that they waited."""
+    """An iterator over batches that measures how long `next` takes.
 
-    def __init__(self, batches: Iterator[np.ndarray]):
+    That is the longest that devices can have waited for data, since they may have been busy meanwhile.
+    """
+
+    def __init__(self, batches: Iterator[UInt8[Array, "B H W C"]]) -> None:
+        """Wraps `batches`."""
         self.batches, self.seconds = batches, 0.0
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> UInt8[Array, "B H W C"]:
+        """Returns the next batch."""
         began = time.perf_counter()
         batch = next(self.batches)
         self.seconds += time.perf_counter() - began
         return batch
 
     def waited(self) -> float:
+        """Returns the seconds spent in `next` since the last call of this method."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
 
-def check_finite(step: int, loss, wait: Callable[[], None]):
-    """Ends the program with exit code 1 before a broken state replaces a good checkpoint, for which it `wait`s."""
-    loss = np.ravel(loss)[-1]
-    if not np.isfinite(loss):
+def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[], None]) -> None:
+    """Ends the program with exit code 1 if the loss is NaN or infinite, before a checkpoint of it is written.
+
+    Args:
+      step: for the message.
+      loss: of the last step, or of several.
+      wait: waits until the last checkpoint has been written.
+    """
+    last = np.ravel(loss)[-1]
+    if not np.isfinite(last):
         wait()
-        said = f"error: step {step}: the loss is {loss}; the last checkpoint is kept. A smaller optim.lr may do"
-        distributed.leave(1, said)
+        message = f"error: step {step}: the loss is {last}; the last checkpoint is kept. A smaller optim.lr may help"
+        distributed.leave(1, message)
 
 
-def dispatches(start: int, stop: int, several: int, marks: list[int]) -> Iterator[int]:
-    """The numbers of steps that one program each does, from `start` to `stop`: `several`, or 1 where a multiple of one
-    of `marks` is nearer."""
+def dispatches(start: int, stop: int, several: int, periods: Sequence[int]) -> Iterator[int]:
+    """Divides the steps from `start` to `stop` into programs.
+
+    Yields:
+      The number of steps of each program: `several`, or 1 where a multiple of one of the `periods` comes before.
+    """
     step = start
     while step < stop:
-        whole = step + several <= stop and all((step + several - 1) // m == step // m for m in marks)
-        yield (count := several if whole else 1)
+        fits = step + several <= stop and all((step + several - 1) // n == step // n for n in periods)
+        yield (count := several if fits else 1)
         step += count
 
 
-def fit(
-    config, workdir: Path, setup: stepping.TrainStepConfig, images: dict[str, Images], snapshot: Callable
-) -> state.TrainState:
-    """Trains from the newest checkpoint, or from the start, to config.training.n_iters updates.
+def resume(manager: Any, step_config: TrainStepConfig, key: Key[Array, ""]) -> TrainState:
+    """Returns the state of the newest checkpoint, or a new one, on the mesh of the train step."""
+    current = checkpoints.restore(manager, step_config.abstract_state, step_config.mesh)
+    if current is not None:
+        return current
+    create = jax.jit(step_config.create, out_shardings=step_config.state_shardings)
+    return create(jax.random.fold_in(key, 2**31 - 1))
 
-    SIGTERM saves, and ends the program with exit code 143.
+
+def place(mesh: Mesh, batch: UInt8[Array, "..."], axis: int = 0) -> UInt8[Array, "..."]:
+    """Shards a batch, of which every process has its part, along `axis` over the mesh."""
+    return jax.make_array_from_process_local_data(sharding.sharded(mesh, axis), batch)
+
+
+def stream(config: ConfigDict, images: Images) -> pipeline.Stream:
+    """Returns this process's stream of batches of a split."""
+    part, parts = jax.process_index(), jax.process_count()
+    return pipeline.Stream(images, config.training.batch_size, config.seed, part, parts, config.data.num_threads)
+
+
+def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Returns a function of a state, a list of batches and a key: one program that does a step for each batch."""
+    mesh, one, several = step_config.mesh, stepping.jitted(step_config), stepping.jitted(step_config, several=True)
+
+    def steps(current: TrainState, batches: list[np.ndarray], key: Array) -> tuple[TrainState, dict[str, Array]]:
+        if len(batches) == 1:
+            return one(current, place(mesh, batches[0]), key)
+        return several(current, place(mesh, np.stack(batches), axis=1), key)
+
+    return steps
+
+
+def compiled_eval(step_config: TrainStepConfig, stream: pipeline.Stream) -> Callable[..., float]:
+    """Returns a function of a state, a step and a key: the loss of the averaged weights on that step's batch."""
+    mesh, loss = step_config.mesh, stepping.jitted_eval_loss(step_config)
+    return lambda current, step, key: float(loss(current.ema, place(mesh, stream.batch(step)), key))
+
+
+def fit(
+    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Mapping[str, Images], snapshot: Snapshot
+) -> TrainState:
+    """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
     Args:
-      images: uint8 [N, H, W, C] of "train" and "test".
-      snapshot: (state, log), what to do at each snapshot.
+      config: of the run, with training.n_iters, where it ends.
+      workdir: for checkpoints and logs.
+      step_config: the train step and its mesh.
+      images: those of "train" and of "test", uint8 [N, H, W, C].
+      snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
+        when it is done, so that an interrupted one is called again.
     """
-    training, mesh = config.training, setup.mesh
-    key = jax.random.key(config.seed)
-    manager = checkpoints.manager(workdir, training.snapshot_freq)
-    current = checkpoints.restore(manager, setup.abstract_state, mesh)
-    if current is None:
-        create = jax.jit(setup.create, out_shardings=setup.state_shardings)
-        current = create(jax.random.fold_in(key, 2**31 - 1))
-    one, several, loss_fn = stepping.jitted(setup), stepping.jitted(setup, True), stepping.jitted_eval_loss(setup)
-    start, stop = int(current.step), training.n_iters
-    log, recent = Log(workdir, start, stop), []
-    put = lambda batch, axis=0: jax.make_array_from_process_local_data(sharding.sharded(mesh, axis), batch)
-    processes, threads = (jax.process_index(), jax.process_count()), config.data.num_threads
-    stream = lambda array: pipeline.Stream(array, training.batch_size, config.seed, *processes, threads)
-    streams = {split: stream(array) for split, array in images.items()}
-    due = lambda step: step == stop or step % training.snapshot_freq == 0
-    done = workdir / "snapshot"
-    if start and due(start) and not (done.exists() and done.read_text() == str(start)):
+    # state, data, log
+    training, stop = config.training, config.training.n_iters
+    key, manager = jax.random.key(config.seed), checkpoints.manager(workdir, training.snapshot_freq)
+    current = resume(manager, step_config, key)
+    start = step = int(current.step)
+    steps, eval_loss = compiled_steps(step_config), compiled_eval(step_config, stream(config, images["test"]))
+    log, means = Log(workdir, start, stop), Means.empty()
+    log.parameters(step_config.abstract_state.params)
+    due = lambda period: step == stop or step % period == 0
+    if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
         snapshot(current, log)
-    preemption, step = Preemption(start), start
-    batches = Batches(streams["train"].batches(start, stop))
-    marks = [training[f"{name}_freq"] for name in ("log", "eval", "snapshot")]
-    marks.append(training.snapshot_freq_for_preemption)
-    for count in dispatches(start, stop, training.n_jitted_steps, marks):
-        if count == 1:
-            current, metrics = one(current, put(next(batches)), key)
-        else:
-            current, metrics = several(current, put(np.stack([next(batches) for _ in range(count)]), 1), key)
-        first, step = step == start, step + count
-        recent.append(metrics)
-        last = step == stop
-        if last or first or step % training.log_freq == 0:
-            extra = {}
-            if last or step % training.eval_freq == 0:
-                extra["eval_loss"] = float(loss_fn(current.ema, put(streams["test"].batch(step)), key))
-            log.train(step, recent, batches.waited(), **extra)
+
+    batches = Batches(stream(config, images["train"]).batches(start, stop))
+    preemption = distributed.Preemption(step_config.mesh)
+    periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
+    for count in dispatches(start, stop, training.n_jitted_steps, periods):
+        # one or several updates
+        current, metrics = steps(current, [next(batches) for _ in range(count)], key)
+        first, step, means = step == start, step + count, means.add(metrics)
+
+        # a line of the log
+        if first or due(training.log_freq):
+            extra = {"eval_loss": eval_loss(current, step, key)} if due(training.eval_freq) else {}
+            log.train(step, means.compute(), batches.waited(), **extra)
             check_finite(step, metrics["loss"], manager.wait_until_finished)
-            recent = []
-        stopped = preemption.reached(step)
-        if due(step) or stopped or step % training.snapshot_freq_for_preemption == 0:
+            means = Means.empty()
+
+        # a checkpoint
+        at_snapshot = due(training.snapshot_freq)
+        preempted = preemption.reached(wait=at_snapshot)
+        if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], manager.wait_until_finished)
             checkpoints.save(manager, current)
-        if stopped:
+        if preempted:
+            stop_preempted(f"step {step}/{stop}", manager, preemption)
+
+        # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
+        if at_snapshot:
             manager.wait_until_finished()
-            preemption.close()
-            print(f"step {step}/{stop}  saved and stopped, as SIGTERM asked", flush=True)
-            sys.exit(STOPPED)
-        if due(step):
-            manager.wait_until_finished()
-            preemption.listen(False)  # what a snapshot has, it finds again
+            preemption.listen(False)
             snapshot(current, log)
             preemption.listen()
-    preemption.close()
-    manager.wait_until_finished()
+    preemption.listen(False)
     return current
+
+
+def snapshot_is_done(workdir: Path, step: int) -> bool:
+    """Whether the last complete snapshot was that of `step`."""
+    path = workdir / "snapshot"
+    return path.exists() and path.read_text() == str(step)
+
+
+def stop_preempted(progress: str, manager: Any, preemption: distributed.Preemption) -> NoReturn:
+    """Ends the program once the last checkpoint has been written."""
+    manager.wait_until_finished()
+    preemption.listen(False)
+    print(f"{progress}  saved and stopped on SIGTERM", flush=True)
+    sys.exit(distributed.STOPPED)

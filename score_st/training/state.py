@@ -1,4 +1,4 @@
-"""What training carries from step to step, the optimiser, and how both lie on the devices."""
+"""What training carries from step to step."""
 
 from typing import Any
 
@@ -12,12 +12,14 @@ from score_st.model import DiffusionModel
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes:
-    step: updates done, int32.
-    params: of the network.
-    opt_state: of the optimiser.
-    ema: moving average of the parameters.
-    ema_updates: of the average, int32; differs from `step` only in converted checkpoints.
+    """The state of training, or trees of the same form of shapes or shardings.
+
+    Attributes:
+      step: updates done, int32.
+      params: of the network.
+      opt_state: of the optimizer.
+      ema: exponential moving average of the parameters.
+      ema_updates: updates of the average, int32; differs from `step` only in converted checkpoints.
     """
 
     step: Any
@@ -27,15 +29,15 @@ class TrainState:
     ema_updates: Any
 
 
-def create(params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    # step and ema_updates are buffers of their own, as donation wants
+def create(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
+    # the two counts are separate buffers, since a step donates them
     zeros = [jnp.zeros((), jnp.int32) for _ in range(2)]
     return TrainState(zeros[0], params, optimizer.init(params), jax.tree.map(jnp.copy, params), zeros[1])
 
 
-def update(state: TrainState, gradient, optimizer, ema_rate: float) -> TrainState:
-    """One step of the optimiser, then of the average: its rate is min(ema_rate, (1 + n)/(10 + n)) at update n."""
+def update(state: TrainState, gradient: dict, optimizer: optax.GradientTransformation, ema_rate: float) -> TrainState:
+    """Updates the parameters, then their average, whose rate at update n is min(ema_rate, (1 + n) / (10 + n))."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     n = state.ema_updates + 1
@@ -45,5 +47,5 @@ def update(state: TrainState, gradient, optimizer, ema_rate: float) -> TrainStat
 
 
 def abstract(model: DiffusionModel, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of a model's training, as a tree of ShapeDtypeStructs."""
+    """Returns the state as a tree of ShapeDtypeStructs."""
     return jax.eval_shape(lambda: create(model.init(jax.random.key(0)), optimizer))

@@ -15,7 +15,7 @@ def workdir(tmp_path_factory, one_device):
     """A workdir of the digits with a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = config.load(DIGITS, SETTINGS)
-    claim_workdir(folder, settings)
+    claim_workdir(folder, settings, bool)
     with checkpoints.manager(folder) as manager:
         setup = step.from_config(settings, one_device)
         checkpoints.save(manager, setup.create(jax.random.key(0)))

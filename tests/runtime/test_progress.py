@@ -12,7 +12,7 @@ from score_st.runtime import progress
 ROOT = Path(__file__).parents[2]
 CODE = """
 import sys, time
-from score_st.progress import Loop
+from score_st.runtime.progress import Loop
 outer, inner = Loop("step", 10, 14, "steps"), Loop("nll", 0, 2, "images")
 for step in (11, 12, 13):
     outer(step, f"loss {step}.5 [red]")
