@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from score_st import networks
 from score_st.data import preprocessing
 from score_st.diffusion import losses, parametrization, samplers, sde, truncation
+from score_st.diffusion.parametrization import Parametrization, Score, ScoreModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DiffusionModel:
     image_shape: tuple[int, int, int]
     network: networks.Network
     sde: sde.SDE
-    parametrization: parametrization.Parametrization
+    parametrization: Parametrization
     scaler: preprocessing.Scaler
 
     @classmethod
@@ -62,9 +63,14 @@ class DiffusionModel:
 
         return network
 
-    def score(self, params, dropout_key=None) -> parametrization.Score:
+    def score(self, params, dropout_key=None) -> Score:
         """(x [B, H, W, C], t [B]) -> ∇ log p_t(x) of the network with `params`."""
-        return self.parametrization.score(self.apply(params, dropout_key))
+        return self.score_model(params, dropout_key).score
+
+    def score_model(self, params, dropout_key=None) -> ScoreModel:
+        """The network with `params` and its score, for a loss."""
+        network = self.apply(params, dropout_key)
+        return ScoreModel(self.parametrization.score(network), network)
 
     def init(self, key) -> dict:
         """Freshly drawn parameters of the network."""

@@ -185,7 +185,7 @@ def compare_samplers(
 
     sde, score = our_score()
     keys = jax.random.split(jax.random.key(0), images)
-    prior = jax.vmap(lambda key: sde.prior_sample(key, SHAPE))(keys)
+    prior = jax.vmap(lambda key: sde.prior.sample(key, SHAPE))(keys)
     official_sde.prior_sampling = lambda shape: nchw(prior)
     official_sde.N = steps
     sample = official_sampler(official, config, official_sde, (images, 3, 32, 32))

@@ -1,112 +1,135 @@
-"""From the output of a network to the score ∇ log p_t(x): what the network is told about t, and how its output scales.
-
-A network is a function (x [B, H, W, C], time_cond [B], log_time_cond [B] or None) -> [B, H, W, C]; a score function is
-(x, t [B]) -> [B, H, W, C].
-"""
+"""How a network stands for the score ∇ log p_t(x): how its input and output are scaled, and what it is told of t."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 
-from score_st.config import ConfigError
-from score_st.diffusion.sde import expand
+from score_st.array_types import Array, Float
+from score_st.config import ConfigError, Table
+from score_st.diffusion.dims import expand
 
-Score = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def denoise(score: Score, sde, x, t):
-    """E[x_0 | x_t = x] by Tweedie's formula, x [B, ...], t [B]."""
-    return (x + expand(jnp.square(sde.sigma(t)), x) * score(x, t)) / expand(sde.alpha(t), x)
+Score = Callable[[Array, Array], Array]  # (x [B, ...], t [B]) -> [B, ...]
+Network = Callable[[Array, Array, Array | None], Array]  # (x [B, ...], time_cond [B], log_time_cond [B]) -> [B, ...]
+OfTime = Callable[[Array], Array]  # t [B] -> [B]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """How a network stands for a score.
+    """The score as skip(t) x + output_scale(t) F(input_scale(t) x, time_conditioning(t)), with F the network.
+
+    A part that is None is the identity and adds no operation, so that the official forms keep their bits.
 
     Attributes:
-      time_conditioning: t [B] -> what the network gets as its time [B].
-      output_scale: t [B] -> the factor [B] from the network's output to the score.
-      log_time_conditioning: t [B] -> what a Fourier embedding takes instead of the logarithm of the former.
+      time_conditioning: what the network is told of t.
+      output_scale: the factor of the network's output; None is 1.
+      log_time_conditioning: what a Fourier embedding takes instead of the logarithm of `time_conditioning`.
+      input_scale: the factor of the network's input; None is 1.
+      skip: the factor of x that is added; None is 0.
     """
 
-    time_conditioning: Callable
-    output_scale: Callable
-    log_time_conditioning: Callable | None = None
+    time_conditioning: OfTime
+    output_scale: OfTime | None = None
+    log_time_conditioning: OfTime | None = None
+    input_scale: OfTime | None = None
+    skip: OfTime | None = None
 
-    def score(self, network) -> Score:
-        def score(x, t):
+    def score(self, network: Network) -> Score:
+        """The score function of a network."""
+
+        def score(x: Array, t: Array) -> Array:
             log_time_cond = self.log_time_conditioning(t) if self.log_time_conditioning else None
-            return expand(self.output_scale(t), x) * network(x, self.time_conditioning(t), log_time_cond)
+            scaled = expand(self.input_scale(t), x) * x if self.input_scale else x
+            output = network(scaled, self.time_conditioning(t), log_time_cond)
+            output = expand(self.output_scale(t), x) * output if self.output_scale else output
+            return output + expand(self.skip(t), x) * x if self.skip else output
 
         return score
 
 
-def bounded_time(t):
+def _no_network(x: Array, time_cond: Array, log_time_cond: Array | None) -> Array:
+    raise ValueError("this model has a score but no network, which the discrete losses need")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreModel:
+    """A network with its weights, and the score that it stands for: what a loss is given.
+
+    Attributes:
+      score: (x [B, ...], t [B]) -> ∇ log p_t(x) [B, ...].
+      network: (x [B, ...], time_cond [B], log_time_cond [B] or None) -> [B, ...]; the discrete losses need it.
+    """
+
+    score: Score
+    network: Network = _no_network
+
+
+@runtime_checkable
+class Diffusion(Protocol):
+    """The part of an SDE that a parametrization needs, see `sde.SDE`."""
+
+    def alpha(self, t: Array) -> Array:
+        """The factor of x_0 in x_t."""
+
+    def sigma(self, t: Array) -> Array:
+        """The standard deviation of x_t given x_0."""
+
+    def default_parametrization(self, config) -> Parametrization:
+        """The one that official networks of this SDE have."""
+
+
+def denoise(score: Score, sde: Diffusion, x: Float[Array, "B ..."], t: Float[Array, " B"]) -> Float[Array, "B ..."]:
+    """E[x_0 | x_t = x] by Tweedie's formula."""
+    return (x + expand(jnp.square(sde.sigma(t)), x) * score(x, t)) / expand(sde.alpha(t), x)
+
+
+def bounded_time(t: Float[Array, " B"]) -> Float[Array, " B"]:
     """999 t, as DDPM counts its steps."""
     return 999.0 * t
 
 
-def unbounded_time(sde, stabilizer, t):
-    """0 at t = 1e-5 and 999 at T, growing like -logSNR (Kim et al. 2022, section 4.1).
+def noise(sde: Diffusion, time_conditioning: OfTime = bounded_time) -> Parametrization:
+    """The network predicts the noise, so the score is −F/σ (Ho et al. 2020, section 3.2)."""
+    return Parametrization(time_conditioning, lambda t: -1 / sde.sigma(t))
 
-    The official code adds `stabilizer` inside the logarithm: log(1 - e^-B + stabilizer) + B.
+
+def score(sde: Diffusion) -> Parametrization:
+    """The network's output is the score, and it is told σ (Song et al. 2021)."""
+    return Parametrization(sde.sigma)
+
+
+def ddpm(beta_min: float, beta_max: float, n: int) -> Parametrization:
+    """Networks of DDPM's loss predict the noise; they are told the step from 0 to `n` − 1, here a fraction of one."""
+    sigmas = jnp.sqrt(1 - jnp.cumprod(1 - jnp.linspace(beta_min / n, beta_max / n, n)))
+    step = lambda t: t * (n - 1)
+    return Parametrization(step, lambda t: -1 / sigmas[step(t).astype(int)])
+
+
+def smld(last: float, n: int) -> Parametrization:
+    """Networks of SMLD's loss give the score; they are told the level, 0 being the largest σ, at t = `last`."""
+    return Parametrization(lambda t: jnp.round((last - t) * (n - 1)))
+
+
+PARAMETRIZATIONS: Table[Callable[[Diffusion], Parametrization]] = Table(
+    "model.parametrization", {"noise": noise, "score": score}
+)
+
+
+def from_config(config, sde: Diffusion) -> Parametrization:
+    """The parametrization that model.parametrization names; where it is empty, the SDE's own.
+
+    Raises:
+      ConfigError: an unknown name, or a named parametrization beside an official key that asks for another.
     """
-
-    def growth(t):
-        b = sde.integral_beta(t)
-        return jnp.log(-jnp.expm1(-b) + stabilizer) + b
-
-    first, last = growth(jnp.float32(1e-5)), growth(jnp.float32(sde.T))
-    return 999.0 * (growth(t) - first) / (last - first)
-
-
-def unbounded_log_sigma(sde, t):
-    """log σ above σ = 0.01 and -c₁/σ + c₂ below, joined smoothly: the unbounded UNCSN++ (Kim et al. 2022, app. C)."""
-    b, edge = sde._log_b, 0.01
-    s_edge = 1 / float(sde.time(jnp.float32(-2 * math.log(edge))))
-    sigma = sde.sigma(t)
-    slope = edge / b * math.log(edge / sde.sigma_max) / (s_edge - 1)
-    return jnp.where(sigma > edge, jnp.log(sigma), -slope / (sigma + 1e-4) + math.log(edge) + slope / edge)
-
-
-def _ones(t):
-    return jnp.ones_like(t)
-
-
-def _minus_inverse_sigma(sde, t):
-    return -1 / sde.sigma(t)
-
-
-def _discrete(sde, config) -> Parametrization:
-    """Networks of the discrete losses take whole steps: 0 ... N-1 in time for DDPM, down from σ_max for SMLD."""
-    n = config.model.num_scales
-    if config.training.sde.lower() == "vpsde":
-        sigmas = jnp.sqrt(1 - jnp.cumprod(1 - jnp.linspace(sde.beta_min / n, sde.beta_max / n, n)))
-        time_cond = lambda t: t * (n - 1)
-        return Parametrization(time_cond, lambda t: -1 / sigmas[time_cond(t).astype(int)])
-    return Parametrization(lambda t: jnp.round((sde.T - t) * (n - 1)), _ones)
-
-
-def from_config(config, sde) -> Parametrization:
-    """Reads continuous, ddpm_score and unbounded_parametrization of config.training."""
-    training = config.training
-    variance_preserving = training.sde.lower() in ("vpsde", "subvpsde")
-    if not training.continuous:
-        if training.sde.lower() not in ("vpsde", "vesde"):
-            raise ConfigError(f"config.training.continuous: {training.sde} has no discrete form; vpsde and vesde have")
-        return _discrete(sde, config)
-    if variance_preserving:
-        time_cond = bounded_time
-        if training.unbounded_parametrization:
-            time_cond = functools.partial(unbounded_time, sde, training.stabilizing_constant)
-        scale = functools.partial(_minus_inverse_sigma, sde) if training.ddpm_score else _ones
-        return Parametrization(time_cond, scale)
-    if not training.unbounded_parametrization:
-        return Parametrization(sde.sigma, _ones)
-    if training.sde.lower() != "reciprocal_vesde":
-        raise ConfigError("config.training.unbounded_parametrization: needs vpsde, subvpsde or reciprocal_vesde")
-    return Parametrization(sde.sigma, _ones, functools.partial(unbounded_log_sigma, sde))
+    training, name = config.training, config.model.parametrization
+    if not name:
+        return sde.default_parametrization(config)
+    official = {"unbounded_parametrization": False, "ddpm_score": True, "continuous": True}
+    for key, value in official.items():
+        if training[key] != value:
+            raise ConfigError(
+                f"config.model.parametrization={name}: training.{key}={training[key]} asks for another one; "
+                f"leave one of the two at its default"
+            )
+    return PARAMETRIZATIONS.choose(name)(sde)

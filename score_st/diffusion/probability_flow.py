@@ -1,27 +1,54 @@
-"""The adaptive ODE solver: diffrax, each image with steps of its own, in one compiled loop on the device."""
+"""The probability flow ODE (Song et al. 2021, eq. 13), and the adaptive solver that follows it."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from score_st.config import choose
+from score_st.array_types import Array, Bool, Float, Int
+from score_st.config import Table
+from score_st.diffusion.dims import expand
+from score_st.diffusion.parametrization import Score
+from score_st.diffusion.sde import SDE
+
+SOLVERS = Table("eval.solver", {name: name for name in ("Dopri5", "Tsit5", "Dopri8", "Bosh3")})  # classes of diffrax
 
 
-def error_norm(error):
+def flow_at(
+    score: Score, sde: SDE, t: Float[Array, " B"], x: Float[Array, "B ..."], lambda_: float = 0.0
+) -> Float[Array, "B ..."]:
+    """dx/dlogSNR of the probability flow at t.
+
+    f − ½ (1 + λ²) g² s divided by dlogSNR/dt = −g²/σ². λ > 0 is the drift of a reverse SDE, see `likelihood.nelbo`.
+    """
+    variance = jnp.square(sde.sigma(t))
+    drift = -sde.drift(t) * variance / sde.diffusion2(t)
+    return expand(drift, x) * x + expand(0.5 * (1 + lambda_**2) * variance, x) * score(x, t)
+
+
+def flow(
+    score: Score, sde: SDE, logsnr: Float[Array, " B"], x: Float[Array, "B ..."], lambda_: float = 0.0
+) -> Float[Array, "B ..."]:
+    """`flow_at` the time of this logSNR. As a function of t the flow is singular at 0; of logSNR it is not."""
+    return flow_at(score, sde, jnp.clip(sde.time(logsnr), sde.eps, sde.T), x, lambda_)
+
+
+def error_norm(error: Any) -> Float[Array, ""]:
     """The largest root mean square of a leaf, so that one number (a log-determinant) counts as much as an image."""
     return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(error)]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """Settings of the solver.
+    """diffrax with a step size of its own for each image, in one compiled loop on the device.
 
     Attributes:
-      rtol, atol: local error allowed a step, in root mean square over one image (1e-5 as officially).
-      max_steps: accepted and rejected steps together, for each image.
-      method: one of SOLVERS; Dormand-Prince 5(4) is what the official code takes from scipy.
+      rtol: relative local error per step, in root mean square over an image (officially 1e-5).
+      atol: absolute local error.
+      max_steps: accepted and rejected steps per image.
+      method: one of SOLVERS. Dormand-Prince 5(4) is what the official code takes from SciPy.
     """
 
     rtol: float = 1e-5
@@ -29,26 +56,33 @@ class Solver:
     max_steps: int = 4096
     method: str = "Dopri5"
 
-    def solve(self, field: Callable, x, start, end, args=None):
-        """Solves dx/ds = field(s, x, args) from `start` to `end` (scalars) for every image of a batch by itself.
+    def solve(
+        self, field: Callable, x: Any, start: Float[Array, ""], end: Float[Array, ""], args: Any = None
+    ) -> tuple[Any, Int[Array, " B"], Bool[Array, " B"]]:
+        """Solves dx/ds = field(s, x, args) from `start` to `end` for each image of a batch by itself.
 
-        Steps of its own make an image's result independent of the others; the batch takes as long as its slowest, 5 %
-        more than the mean. Float64 throughout takes as many steps: networks oscillate in t, and this sets them.
+        Since an image has its own steps, its result does not depend on the others. The batch takes as long as its
+        slowest image, 5 % more than the mean. Float64 saves no steps: they follow from how networks oscillate in t.
 
         Args:
-          field: (s scalar, state and args of one image) -> its derivative; a state is any pytree, see `error_norm`.
-          x, args: pytrees of [B, ...] arrays.
+          field: (s, state and args of one image) -> the state's derivative; a state is any pytree, see `error_norm`.
+          x: the states at `start`, a pytree of arrays [B, ...].
+          start: the first s.
+          end: the last s.
+          args: a pytree of arrays [B, ...].
 
         Returns:
-          The states at `end`, the number of evaluations of `field` [B], and whether the end was reached [B]: where it
-          was not (max_steps ran out, or the state left the finite numbers), the state is where the solver stopped.
+          The states at `end`, the NFE, and whether `end` was reached. If it was not (max_steps ran out, or the state
+          became non-finite), the state is where the solver stopped.
         """
         import diffrax  # takes longer to import than jax
 
         method = getattr(diffrax, self.method)()
         tableau = method.tableau
+        # proportional and integral control: half the error of integral control, for as many evaluations
+        control = diffrax.PIDController(self.rtol, self.atol, pcoeff=0.4, icoeff=0.3, norm=error_norm)
 
-        def one(x, args):
+        def one(x: Any, args: Any) -> tuple[Any, Array, Array]:
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(field),
                 method,
@@ -57,26 +91,20 @@ class Solver:
                 None,
                 x,
                 args,
-                # proportional and integral: half the error of plain control for as many evaluations
-                stepsize_controller=diffrax.PIDController(
-                    self.rtol, self.atol, pcoeff=0.4, icoeff=0.3, norm=error_norm
-                ),
+                stepsize_controller=control,
                 max_steps=self.max_steps,
                 adjoint=diffrax.ForwardMode(),
                 throw=False,
             )
             y = jax.tree.map(lambda a: a[0], solution.ys)
-            # the last stage of a step is the first of the next; two more to choose the first step
+            # the last stage of a step is the first of the next; two more choose the first step size
             evaluations = (tableau.num_stages - tableau.fsal) * solution.stats["num_steps"] + 2
             return y, evaluations, solution.result == diffrax.RESULTS.successful
 
         return jax.vmap(one)(x, args)
 
 
-SOLVERS = {name: name for name in ("Dopri5", "Tsit5", "Dopri8", "Bosh3")}  # as diffrax has them
-
-
 def from_config(section) -> Solver:
-    """Reads rtol, atol and (eval) max_steps and solver of a section of the configuration."""
-    method = choose(SOLVERS, section.get("solver", "Dopri5"), "eval.solver")
+    """The solver of config.sampling or config.eval: rtol, atol, and in eval solver and max_steps."""
+    method = SOLVERS.choose(section.get("solver", "Dopri5"))
     return Solver(section.rtol, section.atol, section.get("max_steps", Solver.max_steps), method)

@@ -1,63 +1,135 @@
-"""Laws of the diffusion time t on [τ, T], each with the weight that makes a mean over t the integral it stands for.
+"""How the time t of an image is drawn on [τ, T], with the weight that turns a mean over t into an integral."""
 
-A law is a function (sde, τ [B], u [B]) -> (t [B], weight [B]) with u ~ U[0, 1), increasing in u. The loss multiplies
-the weight with ½ c(t) ‖σ s + z‖², see `losses`.
-"""
+import dataclasses
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from score_st.array_types import Array, Float, Key
+from score_st.config import ConfigError, Table
+from score_st.diffusion import weighting
+from score_st.diffusion.sde import SDE
+from score_st.diffusion.weighting import Weighting
 
-def uniform(sde, tau, u):
-    """t ~ U[τ, T], weight T - τ: the mean over t becomes the integral over [τ, T]."""
-    span = sde.T - tau
-    return tau + u * span, span
+Times = Float[Array, " B"]
 
 
-def importance(sde, tau, u):
-    """Density ∝ g²/σ², weight Z(τ) = ∫ g²/σ² dt = logSNR(τ) - logSNR(T) (Song et al. 2021b; Kim et al. 2022, app. A).
+@runtime_checkable
+class TimeSampler(Protocol):
+    """A distribution of t on [τ, T], with weights. A new one is a small class and a line of `TIME_SAMPLERS`.
 
-    The law is uniform in logSNR, so that the quantile is closed wherever logSNR has an inverse. ½ Z ‖σ s + z‖² is the
-    likelihood-weighted loss.
+    Over u ~ U[0, 1) the mean of weight · h(t) is C ∫_τ^T c(t) h(t) dt for any h, where c is the sampler's natural
+    weighting, and C a constant that does not depend on τ. The loss with another weighting c' multiplies by c'/c; with
+    the natural one it leaves the quotient out.
     """
-    start = sde.logsnr(tau)
-    z = start - sde.logsnr(jnp.full_like(tau, sde.T))
-    return jnp.clip(sde.time(start - u * z), tau, sde.T), z
+
+    @property
+    def natural(self) -> Weighting:
+        """The weighting c whose integral the weighted mean is."""
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """Times and weights [B] for the smallest times τ [B] and u [B] in [0, 1); t increases in u."""
 
 
-def reciprocal(sde, tau, u):
-    """t uniform in 1/t, RVE's natural law; the weight is ∫ dt/t² over [τ, T], relative to τ = ε.
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """t ~ U[τ, T] with the weight T − τ; C = 1."""
 
-    With η = σ_min the density ∝ 1/t² is ∝ g²/σ², so this is `importance` up to the constant Z(ε).
+    natural: Weighting = weighting.variance
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`."""
+        span = sde.T - tau
+        return tau + u * span, span
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance:
+    """Density ∝ g²/σ² with the weight Z(τ) = ∫ g²/σ² dt = logSNR(τ) − logSNR(T); C = 1.
+
+    Uniform in logSNR, so that the quantile is closed wherever logSNR has an inverse (Song et al. 2021b; Kim et al.
+    2022, sections 4.1 and 4.2). ½ Z ‖σ s + z‖² is the likelihood-weighted loss.
     """
-    span = 1 / tau - 1 / sde.T
-    s = 1 / tau - u * span
-    return jnp.clip(1 / s, tau, sde.T), span / (1 / sde.eps - 1 / sde.T)
+
+    natural: Weighting = weighting.likelihood
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`."""
+        start = sde.logsnr(tau)
+        z = start - sde.logsnr(jnp.full_like(tau, sde.T))
+        return jnp.clip(sde.time(start - u * z), tau, sde.T), z
 
 
-def mean(law):
-    """The same times with weight 1: a mean over [τ, T], as the official code has it for all but importance times."""
-    return lambda sde, tau, u: (law(sde, tau, u)[0], jnp.ones_like(tau))
+@dataclasses.dataclass(frozen=True)
+class Reciprocal:
+    """t uniform in 1/t, as RVE is trained, with the weight ∫_τ^T dt/t² relative to τ = ε; C = 1/(1/ε − 1/T).
+
+    With η = σ_min the density ∝ 1/t² is ∝ g²/σ², so this is `Importance` up to the constant Z(ε).
+    """
+
+    natural: Weighting = weighting.reciprocal
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`."""
+        span = 1 / tau - 1 / sde.T
+        s = 1 / tau - u * span
+        return jnp.clip(1 / s, tau, sde.T), span / (1 / sde.eps - 1 / sde.T)
 
 
-def low_discrepancy(key, n: int):
-    """u [n], each uniform on [0, 1), together evenly spread (Kingma et al. 2021, app. I.1)."""
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """The times of another sampler with weight 1: the official code's mean over [τ, T] instead of the integral.
+
+    Attributes:
+      sampler: draws the times.
+    """
+
+    sampler: TimeSampler
+
+    @property
+    def natural(self) -> Weighting:
+        """That of the other sampler."""
+        return self.sampler.natural
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`, but the weight does not depend on τ."""
+        return self.sampler(sde, tau, u)[0], jnp.ones_like(tau)
+
+
+def low_discrepancy(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+    """u in [0, 1), each uniform, together evenly spread (Kingma et al. 2021, appendix I.1)."""
     return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
 
 
-def stratified(key, n: int):
-    """u [n], one in each of n equal parts of [0, 1), in random order: each value is independent of its place."""
+def stratified(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+    """u in [0, 1), one in each of n equal parts, in random order: each value is independent of its place."""
     order, jitter = jax.random.split(key)
     return (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
 
 
-LAWS = {"uniform": uniform, "importance": importance, "reciprocal": reciprocal}
+TIME_SAMPLERS: Table[TimeSampler] = Table(
+    "training.time_sampler", {"uniform": Uniform(), "importance": Importance(), "reciprocal": Reciprocal()}
+)
 
 
-def from_config(config):
-    """The law of the configuration: RVE draws uniformly in 1/t, the others as training.importance_sampling says."""
-    if config.training.sde.lower() == "reciprocal_vesde":
-        law = reciprocal
-    else:
-        law = importance if config.training.importance_sampling else uniform
-    return mean(law) if config.training.official_loss and law is not importance else law
+def from_config(config, sde: SDE) -> TimeSampler:
+    """The sampler that training.time_sampler names; where it is empty, what the official keys mean.
+
+    Raises:
+      ConfigError: an unknown name, one that differs from an official key that is not at its default, or one of ours
+        with training.official_loss.
+    """
+    training = config.training
+    official = sde.official_time_sampler(training)
+    literal = "importance" if training.importance_sampling else "uniform"
+    weighting.check_twin(config, "time_sampler", "importance_sampling", {official, literal})
+    sampler = TIME_SAMPLERS.choose(training.time_sampler or official)
+    if not training.official_loss:
+        return sampler
+    if training.time_sampler not in ("", official):
+        raise ConfigError(
+            f"config.training.official_loss=True: the official code has no {training.time_sampler} times here; "
+            "leave time_sampler empty"
+        )
+    return sampler if sampler == Importance() else Averaged(sampler)

@@ -45,7 +45,7 @@ def complete(
 
     @jax.jit
     def draw(params: Any, x: Any, keys: Any) -> Any:
-        project = guidance.colourise(sde, x) if gray else guidance.inpaint(sde, x, mask)
+        project = guidance.colorize(sde, x) if gray else guidance.inpaint(sde, x, mask)
         return sampler(model.score(params), sde, keys, model.image_shape, project=project)[0]
 
     keys = jax.random.split(jax.random.key(seed), (DRAWS, len(x)))

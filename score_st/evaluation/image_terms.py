@@ -15,7 +15,7 @@ from score_st.array_types import Array, Bool, Float, Int, Key, Shaped, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, probability_flow
-from score_st.diffusion.sde import expand
+from score_st.diffusion.dims import expand, sum_dims
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 
@@ -108,7 +108,7 @@ class Evaluation:
         mean, std = self.model.sde.marginal(x, jnp.full(len(x), self.model.sde.eps))
         terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), probes)
         # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
-        noise = 0.5 * (math.prod(x.shape[1:]) - losses.sum_dims(jnp.square(z)))
+        noise = 0.5 * (math.prod(x.shape[1:]) - sum_dims(jnp.square(z)))
         reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
         return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 

@@ -1,8 +1,8 @@
 """The train step: one update of the weights by the loss of a batch, on a mesh of devices.
 
-Every device works on its own share of the batch. Parameters, optimiser and average lie whole on every device, or
-(training.fsdp) in shares that are joined for a step. What devices exchange is written out in `gradient_of_share`: the
-gradient is summed once a step, whatever the number of micro-batches.
+Every device works on its own share of the batch. Parameters, optimizer state and average are replicated, or sharded
+(training.fsdp) and all-gathered for a step. `gradient_of_share` spells out what devices exchange: the gradient is
+summed once per step, whatever the number of micro-batches.
 """
 
 import dataclasses
@@ -17,15 +17,19 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from score_st import networks
-from score_st.config import ConfigError, choose
+from score_st.array_types import Array, Float, Key, UInt8
+from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import losses, truncation
+from score_st.diffusion.losses import Loss
+from score_st.diffusion.truncation import TruncationPrior
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import optimizer, state
+from score_st.training.state import TrainState
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# the TPU's compiler would cut the sum of the gradients into pieces of 120 MB
+DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
+# otherwise the TPU's compiler cuts the sum of the gradients into pieces of 120 MB
 TPU_OPTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": "4294967296"}
 
 
@@ -37,16 +41,19 @@ class TrainStepConfig:
       model: with the network in the arithmetic of training.
       truncation: the prior of τ.
       optimizer: with clipping and the schedule of its rate.
-      loss: of one device's share of a micro-batch, see `losses`.
-      groups: draws of τ a batch.
-      mesh: of the axes `sharding.AXES`; the batch lies on both, τ follows a device's place on `data`.
-      reduce_dtype: in which gradients are summed across devices.
+      loss: of one device's share of a micro-batch.
+      random_flip: flip images left to right at random.
+      ema_rate: of the average.
+      groups: draws of τ per batch.
+      micro_batches: parts of a device's share, computed one after the other.
+      mesh: with the axes `sharding.AXES`; the batch is sharded along both, τ follows a device's place along `data`.
+      reduce_dtype: the type in which gradients are summed across devices.
     """
 
     model: DiffusionModel
-    truncation: truncation.Truncation
+    truncation: TruncationPrior
     optimizer: optax.GradientTransformation
-    loss: Callable
+    loss: Loss
     random_flip: bool
     ema_rate: float
     groups: int
@@ -55,63 +62,64 @@ class TrainStepConfig:
     reduce_dtype: Any
 
     @functools.cached_property
-    def abstract_state(self) -> state.TrainState:
+    def abstract_state(self) -> TrainState:
         """The training state, as a tree of ShapeDtypeStructs."""
         return state.abstract(self.model, self.optimizer)
 
-    def create(self, key) -> state.TrainState:
-        """A freshly initialised state."""
-        return state.create(self.model.init(key), self.optimizer)
-
     @property
-    def state_shardings(self) -> state.TrainState:
+    def state_shardings(self) -> TrainState:
+        """A tree of NamedShardings."""
         return sharding.shardings(self.mesh, self.abstract_state)
 
+    def create(self, key: Key[Array, ""]) -> TrainState:
+        """A freshly initialized state."""
+        return state.create(self.model.init(key), self.optimizer)
 
-def draw(setup: TrainStepConfig, images, key):
-    """The arguments of the loss for a batch of uint8 images [B, H, W, C]: (x, τ, u, z, z_rec), or for a discrete loss
-    (x, u, z). All randomness of a step but dropout's is here."""
+
+def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> dict[str, Array]:
+    """The inputs of the loss for a batch: x, tau, u, z and z_rec, see `losses.Loss`.
+
+    All randomness of a step is here, but for dropout.
+    """
     keys = jax.random.split(key, 6)
-    if setup.random_flip:
+    if config.random_flip:
         images = preprocessing.random_flip(images, keys[0])
-    x = setup.model.scaler.forward(images, jax.random.uniform(keys[1], images.shape))
+    x = config.model.scaler.forward(images, jax.random.uniform(keys[1], images.shape))
     u = jax.random.uniform(keys[2], (len(x),))
     z, z_rec = (jax.random.normal(key, x.shape) for key in keys[3:5])
-    if isinstance(setup.loss, losses.Discrete):
-        return x, u, z
-    return x, setup.truncation.sample(keys[5], setup.groups, len(x)), u, z, z_rec
+    tau = truncation.sample(config.truncation, keys[5], config.groups, len(x))
+    return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec}
 
 
-def mean_loss(setup: TrainStepConfig, params, inputs, dropout_key):
-    """The loss of images on one device, averaged over them."""
-    made = setup.model
-    discrete = isinstance(setup.loss, losses.Discrete)
-    function = made.apply(params, dropout_key) if discrete else made.score(params, dropout_key)
-    return jnp.mean(setup.loss(function, *inputs))
+def mean_loss(
+    config: TrainStepConfig, params: Any, inputs: dict[str, Array], dropout_key: Key[Array, ""] | None
+) -> Float[Array, ""]:
+    """The loss of the images on one device, averaged over them."""
+    return jnp.mean(config.loss(config.model.score_model(params, dropout_key), **inputs))
 
 
-def joined(params, specs, dtype):
-    """Whole parameters from the shares of this device and its neighbours along `fsdp`.
+def all_gathered(params: Any, specs: Any, dtype: Any) -> Any:
+    """Parameters that are sharded along `fsdp`, gathered on this device.
 
     Kernels, which the network casts to `dtype` anyway, are sent in it.
     """
 
-    def join(leaf, spec):
+    def gather(leaf: Array, spec: P) -> Array:
         leaf = leaf.astype(dtype) if leaf.ndim == 4 else leaf
         return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True) if "fsdp" in spec else leaf
 
-    return jax.tree.map(join, params, specs)
+    return jax.tree.map(gather, params, specs)
 
 
-def summed(gradient, specs, dtype):
-    """The sum over all devices of each one's whole gradient, float32, in the shares in which parameters lie.
+def summed(gradient: Any, specs: Any, dtype: Any) -> Any:
+    """The sum of the gradients of all devices, float32, sharded as the parameters are.
 
     The barrier keeps the compiler from moving the cast of a bfloat16 gradient to float32 behind the sum, which would
     then be one of bfloat16 numbers.
     """
     gradient = jax.lax.optimization_barrier(jax.tree.map(lambda leaf: leaf.astype(dtype), gradient))
 
-    def over_devices(leaf, spec):
+    def over_devices(leaf: Array, spec: P) -> Array:
         if "fsdp" not in spec:
             return jax.lax.psum(leaf, sharding.AXES)
         share = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
@@ -120,12 +128,15 @@ def summed(gradient, specs, dtype):
     return jax.tree.map(lambda leaf, spec: over_devices(leaf, spec).astype(jnp.float32), gradient, specs)
 
 
-def gradient_of_share(params, inputs, dropout_key, *, setup: TrainStepConfig, specs):
-    """On one device of the mesh: mean loss and gradient over all devices, from this one's share of the inputs."""
-    params, micro = joined(params, specs, networks.arithmetic_dtype(setup.model.network)), setup.micro_batches
-    gradient_of = jax.value_and_grad(functools.partial(mean_loss, setup))
+def gradient_of_share(
+    params: Any, inputs: dict[str, Array], dropout_key: Key[Array, ""], *, config: TrainStepConfig, specs: Any
+) -> tuple[Float[Array, ""], Any]:
+    """On one device: mean loss and gradient over all devices, from this one's share of the inputs."""
+    micro = config.micro_batches
+    params = all_gathered(params, specs, networks.arithmetic_dtype(config.model.network))
+    gradient_of = jax.value_and_grad(functools.partial(mean_loss, config))
 
-    def accumulate(total, part):
+    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
         index, inputs = part
         new = gradient_of(params, inputs, jax.random.fold_in(dropout_key, index))
         return jax.tree.map(jnp.add, total, new), None
@@ -136,102 +147,127 @@ def gradient_of_share(params, inputs, dropout_key, *, setup: TrainStepConfig, sp
         parts = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), inputs)
         zero = jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
         (loss, gradient), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro), parts))
-    count = micro * setup.mesh.size
-    gradient = summed(gradient, specs, setup.reduce_dtype)
+    count = micro * config.mesh.size
+    gradient = summed(gradient, specs, config.reduce_dtype)
     return jax.lax.psum(loss, sharding.AXES) / count, jax.tree.map(lambda leaf: leaf / count, gradient)
 
 
-def on_devices(function: Callable, setup: TrainStepConfig, results: int):
-    """`function` of (params, inputs, key) on every device, with its share of both; gives a mean, and `results` > 1 of
-    it also a tree like the parameters."""
-    specs = sharding.specs(setup.mesh, setup.model.abstract_params)
+def on_devices(function: Callable, config: TrainStepConfig, results: int) -> Callable:
+    """`function` of (params, inputs, key) on every device, with its shards of both.
+
+    It returns a mean over devices and, with `results` > 1, a tree like the parameters.
+    """
+    specs = sharding.specs(config.mesh, config.model.abstract_params)
     return jax.shard_map(
-        functools.partial(function, setup=setup, specs=specs),
-        mesh=setup.mesh,
+        functools.partial(function, config=config, specs=specs),
+        mesh=config.mesh,
         in_specs=(specs, P(sharding.AXES), P()),
         out_specs=(P(), specs) if results > 1 else P(),
-        check_vma=False,  # what is summed is said in so many words
+        check_vma=False,  # the sums are written out
     )
 
 
-def train_step(train_state: state.TrainState, images, key, *, setup: TrainStepConfig):
-    """One update from a batch of uint8 images [B, H, W, C].
+def train_step(
+    train_state: TrainState, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update by a batch: a pure function, in which everything random follows from `key` and the step.
 
-    A pure function: everything random follows from `key` and the step. Micro-batches share the τ of their device, and
-    their gradients are averaged.
+    Micro-batches share the τ of their device, and their gradients are averaged.
 
     Returns:
       The new state, and scalars: loss, gradient_norm (before clipping), tau (geometric mean).
     """
     data_key, dropout_key = jax.random.split(jax.random.fold_in(key, train_state.step))
-    inputs = draw(setup, images, data_key)
-    loss, gradient = on_devices(gradient_of_share, setup, 2)(train_state.params, inputs, dropout_key)
+    inputs = draw(config, images, data_key)
+    loss, gradient = on_devices(gradient_of_share, config, 2)(train_state.params, inputs, dropout_key)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    if not isinstance(setup.loss, losses.Discrete):
-        metrics["tau"] = jnp.exp(jnp.mean(jnp.log(inputs[1])))
-    return state.update(train_state, gradient, setup.optimizer, setup.ema_rate), metrics
+    if config.loss.soft_truncation:
+        metrics["tau"] = jnp.exp(jnp.mean(jnp.log(inputs["tau"])))
+    return state.update(train_state, gradient, config.optimizer, config.ema_rate), metrics
 
 
-def train_steps(train_state: state.TrainState, images, key, *, setup: TrainStepConfig):
-    """`train_step` for each of the batches [N, B, H, W, C], in one program; metrics are [N]."""
-    body = lambda current, batch: train_step(current, batch, key, setup=setup)
+def train_steps(
+    train_state: TrainState, images: UInt8[Array, "N B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+) -> tuple[TrainState, dict[str, Array]]:
+    """`train_step` for each of N batches, in one program; the metrics are [N]."""
+    body = lambda current, batch: train_step(current, batch, key, config=config)
     return jax.lax.scan(body, train_state, images)
 
 
-def eval_loss(params, images, key, *, setup: TrainStepConfig):
-    """The loss at τ = ε without dropout or flips, averaged over uint8 images [B, H, W, C]."""
-    fixed = dataclasses.replace(setup.truncation, k=float("inf"))
-    setup = dataclasses.replace(setup, truncation=fixed, random_flip=False)
+def eval_loss(
+    params: Any, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+) -> Float[Array, ""]:
+    """The mean loss of a batch at τ = ε, without dropout or flips."""
+    config = dataclasses.replace(config, truncation=config.truncation.fixed(), random_flip=False)
 
-    def share(params, inputs, _, *, setup, specs):
-        params = joined(params, specs, networks.arithmetic_dtype(setup.model.network))
-        return jax.lax.pmean(mean_loss(setup, params, inputs, None), sharding.AXES)
+    def share(params: Any, inputs: dict, _: Array, *, config: TrainStepConfig, specs: Any) -> Array:
+        params = all_gathered(params, specs, networks.arithmetic_dtype(config.model.network))
+        return jax.lax.pmean(mean_loss(config, params, inputs, None), sharding.AXES)
 
-    return on_devices(share, setup, 1)(params, draw(setup, images, key), key)
+    return on_devices(share, config, 1)(params, draw(config, images, key), key)
 
 
-def jitted(setup: TrainStepConfig, several: bool = False):
-    """`train_step` (or with `several` `train_steps`) compiled for the setup's mesh; the state's memory is reused."""
-    layout, whole = setup.state_shardings, sharding.replicated(setup.mesh)
-    on_tpu = setup.mesh.devices.flat[0].platform == "tpu"
+def jitted(config: TrainStepConfig, several: bool = False) -> Any:
+    """`train_step` (with `several`: `train_steps`) compiled for the mesh; the memory of the state is reused."""
+    shardings, replicated = config.state_shardings, sharding.replicated(config.mesh)
+    on_tpu = config.mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
-        functools.partial(train_steps if several else train_step, setup=setup),
+        functools.partial(train_steps if several else train_step, config=config),
         compiler_options=TPU_OPTIONS if on_tpu else None,
         donate_argnums=0,
-        in_shardings=(layout, sharding.sharded(setup.mesh, 1 if several else 0), whole),
-        out_shardings=(layout, whole),
+        in_shardings=(shardings, sharding.sharded(config.mesh, 1 if several else 0), replicated),
+        out_shardings=(shardings, replicated),
     )
 
 
-def jitted_eval_loss(setup: TrainStepConfig):
-    """`eval_loss` compiled for the setup's mesh."""
-    layout, whole = setup.state_shardings.params, sharding.replicated(setup.mesh)
-    shardings = dict(in_shardings=(layout, sharding.sharded(setup.mesh), whole), out_shardings=whole)
-    return jax.jit(functools.partial(eval_loss, setup=setup), **shardings)
+def jitted_eval_loss(config: TrainStepConfig) -> Any:
+    """`eval_loss` compiled for the mesh."""
+    params, replicated = config.state_shardings.params, sharding.replicated(config.mesh)
+    shardings = dict(in_shardings=(params, sharding.sharded(config.mesh), replicated), out_shardings=replicated)
+    return jax.jit(functools.partial(eval_loss, config=config), **shardings)
 
 
 def from_config(config, mesh: Mesh) -> TrainStepConfig:
-    """Raises ConfigError: a setting is unknown, or the batch can't be split as asked."""
+    """The train step of a configuration on a mesh.
+
+    Raises:
+      ConfigError: a setting is unknown, or the batch can't be divided as asked.
+    """
     training, micro, devices = config.training, config.optim.num_micro_batch, mesh.size
-    made = DiffusionModel.from_config(config)
-    dtypes = [choose(DTYPES, training[key], f"training.{key}") for key in ("dtype", "reduce_dtype")]
-    network = networks.with_arithmetic(made.network, dtypes[0], training.remat)
-    made = dataclasses.replace(made, network=network)
-    groups = training.tau_groups or mesh.shape["data"]
+    model = DiffusionModel.from_config(config)
+    dtype, reduce_dtype = (DTYPES.choose(training[key], f"training.{key}") for key in ("dtype", "reduce_dtype"))
+    model = dataclasses.replace(model, network=networks.with_arithmetic(model.network, dtype, training.remat))
     for key, value in (("optim.num_micro_batch", micro), ("training.n_jitted_steps", training.n_jitted_steps)):
         if value < 1:
             raise ConfigError(f"config.{key}={value}: should be 1 or more")
-    sharding.check_divisible("training.batch_size", training.batch_size, devices, "the number of devices")
-    by, what = devices * micro, f"{devices} devices times {micro} micro-batches"
-    sharding.check_divisible("training.batch_size", training.batch_size, by, what)
-    sharding.check_divisible("training.batch_size", training.batch_size, groups, "training.tau_groups")
-    local = max(groups // devices, 1)  # a micro-batch is halved and balanced where it is
-    if training.mixed and training.batch_size % (by * 2 * local):
+    groups = training.tau_groups or mesh.shape["data"]
+    local_groups = max(groups // devices, 1)
+    loss = losses.from_config(config, model.sde, local_groups)
+    _check_batch_size(training.batch_size, devices, micro, groups, local_groups, loss.images_per_value)
+    return TrainStepConfig(
+        model,
+        truncation.from_config(config),
+        optimizer.optimizer_from_config(config),
+        loss,
+        config.data.random_flip,
+        config.model.ema_rate,
+        groups,
+        micro,
+        mesh,
+        reduce_dtype,
+    )
+
+
+def _check_batch_size(size: int, devices: int, micro: int, groups: int, local_groups: int, per_value: int) -> None:
+    """Raises ConfigError unless devices, micro-batches, τ groups and parts of the loss divide the batch."""
+    check = functools.partial(sharding.check_divisible, "training.batch_size", size)
+    parts = f"{devices} devices times {micro} micro-batches"
+    check(devices, "the number of devices")
+    check(devices * micro, parts)
+    check(groups, "training.tau_groups")
+    by = devices * micro * per_value * local_groups
+    if per_value > 1 and size % by:
         raise ConfigError(
-            f"config.training.batch_size={training.batch_size}: the mixture halves {local} τ groups of each of "
-            f"{what}; should be a multiple of {by * 2 * local}"
+            f"config.training.batch_size={size}: the mixture halves {local_groups} τ groups of each of {parts}; "
+            f"should be a multiple of {by}"
         )
-    loss = losses.from_config(config, made.sde, local)
-    prior, optim = truncation.from_config(config), optimizer.optimizer_from_config(config)
-    flip, rate = config.data.random_flip, config.model.ema_rate
-    return TrainStepConfig(made, prior, optim, loss, flip, rate, groups, micro, mesh, dtypes[1])

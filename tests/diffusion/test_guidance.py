@@ -1,14 +1,13 @@
 """Controllable generation on data whose conditional laws are known, and the way to latents and back."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.gaussian import SDES, SHAPE, Gaussian
 
-from score_st.diffusion import guidance, probability_flow, samplers, sde
+from score_st.diffusion import correctors, guidance, predictors, probability_flow, samplers
+from score_st.diffusion.dims import expand
 
 RHO, STD = 0.8, 0.5
 keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(400))
@@ -27,15 +26,15 @@ def correlated(diffusion, mix):
 
 
 CORRECTED = samplers.PredictorCorrector(
-    samplers.ancestral,
-    functools.partial(samplers.annealed_langevin, snr=0.4),  # norms of two pixels are no measure of a step
+    predictors.Ancestral(),
+    correctors.AnnealedLangevin(0.4),  # norms of two pixels are no measure of a step
     corrections=4,
     steps=150,
     grid=samplers.logsnr_grid,
 )
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize("name", ["vpsde", "vesde"])
 def test_inpainting_draws_from_the_conditional_law(name):
     """Two pixels with correlation ρ, the first known: the second is N(ρ x, (1 - ρ²) STD²)."""
     diffusion, known = SDES[name], 0.6
@@ -57,11 +56,11 @@ def test_inpainting_draws_from_the_conditional_law(name):
 
 def test_colours_have_the_grey_values_that_were_given():
     """Red, green and blue share a part: given their mean, the contrasts keep their own law."""
-    diffusion, grey = SDES["vp"], 0.4
+    diffusion, grey = SDES["vpsde"], 0.4
     score = correlated(diffusion, jnp.eye(3) + 0.5)
     images = jnp.full((len(keys), 1, 1, 3), grey)
     run = jax.jit(
-        lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colourise(diffusion, images))
+        lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colorize(diffusion, images))
     )
     x = np.asarray(run(keys)[0]).reshape(-1, 3)
     np.testing.assert_allclose(x.mean(1), grey, atol=0.02)
@@ -71,8 +70,8 @@ def test_colours_have_the_grey_values_that_were_given():
 
 
 def test_basis_of_colours_is_orthonormal_with_grey_first():
-    np.testing.assert_allclose(guidance.GREY_FIRST @ guidance.GREY_FIRST.T, np.eye(3), atol=1e-6)
-    np.testing.assert_allclose(guidance.GREY_FIRST[0], np.full(3, 3**-0.5), rtol=1e-6)
+    np.testing.assert_allclose(guidance.GRAY_FIRST @ guidance.GRAY_FIRST.T, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(guidance.GRAY_FIRST[0], np.full(3, 3**-0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -83,24 +82,24 @@ def test_guidance_by_a_classifier_gives_the_score_of_the_class(name):
     def logits(x, t):
         log_p = []
         for part in parts:
-            alpha, sigma = (sde.expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
+            alpha, sigma = (expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
             var = jnp.square(alpha * part.std) + jnp.square(sigma)
             log_p.append(-jnp.sum(0.5 * jnp.square(x - alpha * part.mean) / var + 0.5 * jnp.log(var), axis=(1, 2, 3)))
         return jnp.stack(log_p, axis=-1)
 
     def mixture(x, t):
         weights = jax.nn.softmax(logits(x, t))
-        return sum(sde.expand(weights[:, i], x) * part.score(diffusion)(x, t) for i, part in enumerate(parts))
+        return sum(expand(weights[:, i], x) * part.score(diffusion)(x, t) for i, part in enumerate(parts))
 
     x = jax.random.normal(jax.random.key(1), (6, *SHAPE))
     t, labels = jnp.array([0.05, 0.2, 0.4, 0.6, 0.8, 1.0]), jnp.array([0, 1, 0, 1, 0, 1])
     ours = guidance.guided(mixture, logits, labels)(x, t)
     both = [part.score(diffusion)(x, t) for part in parts]
-    exact = jnp.where(sde.expand(labels, x) == 1, both[1], both[0])
+    exact = jnp.where(expand(labels, x) == 1, both[1], both[0])
     np.testing.assert_allclose(ours, exact, rtol=2e-4, atol=2e-4 * float(jnp.abs(exact).max()))
 
 
-@pytest.mark.parametrize("name", ["vp", "rve"])
+@pytest.mark.parametrize("name", ["vpsde", "reciprocal_vesde"])
 def test_encoding_and_decoding_are_inverse(name):
     diffusion, data = SDES[name], Gaussian()
     flow = samplers.ODE(probability_flow.Solver(1e-6, 1e-6), denoise=False)
@@ -129,10 +128,10 @@ def test_interpolation_keeps_ends_and_norms():
 @pytest.mark.parametrize("sampler", ["ode", "pc"])
 def test_frames_lead_to_the_same_images(sampler):
     """Asked for its states, a sampler ends where it ends without; the last state is the image before denoising."""
-    diffusion, score = SDES["vp"], Gaussian().score(SDES["vp"])
+    diffusion, score = SDES["vpsde"], Gaussian().score(SDES["vpsde"])
     made = {
         "ode": samplers.ODE(probability_flow.Solver(1e-6, 1e-6), denoise=False),
-        "pc": samplers.PredictorCorrector(samplers.ancestral, steps=30, denoise=False),
+        "pc": samplers.PredictorCorrector(predictors.Ancestral(), steps=30, denoise=False),
     }[sampler]
     plain, _ = jax.jit(lambda keys: made(score, diffusion, keys, SHAPE))(keys[:5])
     x, _, states, times = jax.jit(lambda keys: made(score, diffusion, keys, SHAPE, frames=6))(keys[:5])

@@ -34,10 +34,10 @@ def test_nll_is_the_exact_one(name):
     # the probability flow of the exact score ends in p_T, which is the prior but for what is left of the data
     end = diffusion.alpha(jnp.float32(1)), diffusion.sigma(jnp.float32(1))
     at_t = Gaussian(float(end[0] * data.mean), float(jnp.sqrt(end[0] ** 2 * data.std**2 + end[1] ** 2)))
-    exact = at_eps.nll(start) + (-diffusion.prior_logp(result.latent) - at_t.nll(result.latent))
+    exact = at_eps.nll(start) + (-diffusion.prior.log_density(result.latent) - at_t.nll(result.latent))
     assert bool(jnp.all(result.reached))
     np.testing.assert_allclose(result.total, exact, atol=NATS)
-    if name != "ve":  # there p(x_0 | x_ε) is the narrower by σ_min²/std², which costs 3e-4 bits/dim
+    if name != "vesde":  # there p(x_0 | x_ε) is the narrower by σ_min²/std², which costs 3e-4 bits/dim
         residual = losses.reconstruction(score, diffusion, x, eps, z_rec)
         gap = np.asarray(result.total + residual - data.nll(x))
         assert abs(gap.mean()) < NATS + 3 * gap.std() / n**0.5
@@ -78,7 +78,7 @@ def test_nll_of_a_mixture_is_the_exact_one(name):
     start = mean + std[0] * z
     run = jax.jit(lambda x: likelihood.nll(mixture.score(diffusion), diffusion, x, jnp.ones_like(x)[:, None], SOLVER))
     result = run(start)
-    exact = ends[0].nll(start) + (-diffusion.prior_logp(result.latent) - ends[1].nll(result.latent))
+    exact = ends[0].nll(start) + (-diffusion.prior.log_density(result.latent) - ends[1].nll(result.latent))
     assert bool(jnp.all(result.reached))
     np.testing.assert_allclose(result.total, exact, atol=NATS)
 
@@ -96,7 +96,7 @@ def test_latent_of_the_flow_is_the_affine_map_of_gaussians(name):
 
 
 def test_step_limit_is_reported():
-    diffusion = SDES["vp"]
+    diffusion = SDES["vpsde"]
     x = data.sample(jax.random.key(2), 4)
     result = likelihood.nll(
         data.score(diffusion), diffusion, x, jnp.ones_like(x)[:, None], probability_flow.Solver(max_steps=3)
@@ -106,7 +106,7 @@ def test_step_limit_is_reported():
 
 def test_hutchinson_trace_is_unbiased():
     """For a score that mixes pixels, the mean over probes is the trace."""
-    diffusion = SDES["vp"]
+    diffusion = SDES["vpsde"]
     matrix = jax.random.normal(jax.random.key(0), (4, 4)) * 0.3
     score = lambda x, t: -(x.reshape(-1, 4) @ (jnp.eye(4) + matrix)).reshape(x.shape)
     x = jnp.broadcast_to(data.sample(jax.random.key(2), 1), (2000, *SHAPE))

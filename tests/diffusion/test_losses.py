@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ from support.official import FIXTURES, OfficialRVE, OfficialVP, family, importan
 
 from score_st import config
 from score_st.diffusion import losses, parametrization, sde, time_sampling
+from score_st.diffusion.dims import expand
+from score_st.diffusion.parametrization import ScoreModel
+from score_st.diffusion.time_sampling import TIME_SAMPLERS
+from score_st.diffusion.weighting import WEIGHTINGS
 
 OFFICIAL = np.load(FIXTURES / "losses.npz")
 CASES = json.loads(str(OFFICIAL["_meta"]))
@@ -25,12 +30,29 @@ def growth(diffusion, t):
     return np.log(np.float32(1) - np.exp(-b)) + b
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Times and weights that are known beforehand."""
+
+    sampler: time_sampling.TimeSampler
+    t: jax.Array
+    weight: jax.Array
+
+    @property
+    def natural(self):
+        return self.sampler.natural
+
+    def __call__(self, sde, tau, u):
+        return self.t, self.weight
+
+
 @pytest.mark.parametrize("name", ["a", "c"])
 def test_official_losses(name):
     """Importance, uniform and likelihood weighting, mean or sum, two kinds of reconstruction, two τ: to 1e-5."""
     made, exp, params, _ = family(name)
     diffusion = OfficialVP() if name == "a" else OfficialRVE(sigma_min=1e-3, sigma_max=50.0, eta=1e-3)
-    function = parametrization.from_config(made, diffusion).score(jax.jit(exp.apply(params), static_argnums=2))
+    network = jax.jit(exp.apply(params), static_argnums=2)
+    model = ScoreModel(parametrization.from_config(made, diffusion).score(network), network)
     img, u, z, z_rec = (jnp.asarray(nhwc(OFFICIAL[f"in/{key}"])) for key in ("img", "u_t", "z", "z_rec"))
     x = 2 * img - 1 if made.data.centered else img
     errors = {}
@@ -41,7 +63,7 @@ def test_official_losses(name):
         for key, value in (meta["overrides"] | {"training.official_loss": True}).items():
             settings[key.split(".")[0]][key.split(".")[1]] = value
         tau = jnp.full(4, OFFICIAL[f"{case}/t_min"], jnp.float32)
-        t, weight = time_sampling.from_config(settings)(diffusion, tau, u if name == "a" else 1 - u)
+        t, weight = time_sampling.from_config(settings, diffusion)(diffusion, tau, u if name == "a" else 1 - u)
         labels = OFFICIAL[f"{case}/labels"][:4]
         if name == "a":  # the official times, which its rounding moves a little
             np.testing.assert_allclose(diffusion.logsnr(t), diffusion.logsnr(labels / 999), atol=0.2)
@@ -50,24 +72,28 @@ def test_official_losses(name):
                 weight = jnp.full(4, importance_weight(diffusion, tau[0]))
         else:
             np.testing.assert_allclose(diffusion.sigma(t), labels, rtol=1e-5)
-        loss = dataclasses.replace(losses.from_config(settings, diffusion, 1), law=lambda *_: (t, weight))  # noqa: B023
+        loss = losses.from_config(settings, diffusion, 1)
+        loss = dataclasses.replace(loss, time_sampler=Given(loss.time_sampler, t, weight))
         if name == "c" and loss.log_mass:  # officially the bins of [-1, 1], though these images are in [0, 1]
             bins = dict(low=-1.0, high=0.999 + 1 / 255, half_bin=1 / 255)
             loss = dataclasses.replace(loss, log_mass=functools.partial(loss.log_mass, **bins))
-        ours = loss(function, x, tau, u, z, z_rec)
+        ours = loss(model, x, tau=tau, u=u, z=z, z_rec=z_rec)
         errors[case] = float(np.max(np.abs(ours / OFFICIAL[f"{case}/losses"] - 1)))
     assert len(errors) > 12
     assert not {case: error for case, error in errors.items() if error > 1e-5}
 
 
+@dataclasses.dataclass(frozen=True)
 class Constant:
-    """A loss that is the mean of each image times a factor, for what mixtures do with losses."""
+    """A loss that is the score of each image times a factor, for what mixtures do with losses."""
 
-    def __init__(self, factor):
-        self.factor = factor
+    soft_truncation: ClassVar[bool] = True
+    images_per_value: ClassVar[int] = 1
 
-    def __call__(self, function, x, tau, u, z, z_rec):
-        return self.factor * function(x, u) * tau
+    factor: float
+
+    def __call__(self, model, x, *, tau, u, z, z_rec):
+        return self.factor * model.score(x, u) * tau
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -76,7 +102,8 @@ def test_mixture(balanced):
     x = jnp.arange(1.0, 9).reshape(8, 1, 1, 1)
     tau = jnp.repeat(jnp.array([0.5, 0.25]), 4)
     mixture = losses.Mixture(Constant(1.0), Constant(3.0), 100.0, balanced, groups=2)
-    value = lambda w: mixture(lambda x, u: w * x.ravel() ** 2, x, tau, tau, x, x)
+    model = lambda w: ScoreModel(lambda x, u: w * x.ravel() ** 2)
+    value = lambda w: mixture(model(w), x, tau=tau, u=tau, z=x, z_rec=x)
     first, second = np.array([1, 4, 25, 36.0]), 3 * np.array([9, 16, 49, 64.0])
     at = np.array([0.5, 0.5, 0.25, 0.25])
     ratio = (first / second).reshape(2, 2).mean(1).repeat(2) if balanced else np.ones(4)
@@ -89,42 +116,49 @@ def test_mixture_of_a_configuration():
     c = config.default()
     c.training.update(mixed=True, ddpm_weight=100.0, importance_sampling=False, likelihood_weighting=False)
     mixture = losses.from_config(c, sde.from_config(c), groups=2)
-    assert (mixture.first.law, mixture.second.law) == (time_sampling.importance, time_sampling.uniform)
+    samplers = time_sampling.Importance(), time_sampling.Uniform()
+    assert (mixture.first.time_sampler, mixture.second.time_sampler) == samplers
+    assert mixture.first.weighting is mixture.second.weighting is None  # natural
     assert (mixture.weight, mixture.balanced, mixture.groups) == (100.0, False, 2)
 
 
+@pytest.mark.parametrize("weights", WEIGHTINGS)
+@pytest.mark.parametrize("sampler", TIME_SAMPLERS)
 @pytest.mark.parametrize("name", SDES)
-def test_weightings_agree_on_the_likelihood(name):
-    """Importance sampled, or uniform times with g²/σ²: the same integral, here in closed form for Gaussian data."""
-    diffusion, data, n = SDES[name], Gaussian(), 200000
+def test_the_mean_over_u_is_the_weighted_integral(name, sampler, weights):
+    """Of every time sampler with every weighting, up to the sampler's constant; in closed form for Gaussian data."""
+    diffusion, data, n = SDES[name], Gaussian(), 100000
+    sampler, weights = TIME_SAMPLERS[sampler], WEIGHTINGS[weights]
+    constant = 1 / (1 / diffusion.eps - 1) if sampler == time_sampling.Reciprocal() else 1.0
     with jax.enable_x64(True):
         tau, u = jnp.full(n, 0.1), (jnp.arange(n) + 0.5) / n
         x = jnp.full((n, 1, 1, 1), 0.7)
-        function, estimates = data.score(diffusion), []
-        for law, weighting in ((time_sampling.importance, False), (time_sampling.uniform, True)):
-            loss = losses.Loss(diffusion, law, weighting)
-            nodes = [loss(function, x, tau, u, jnp.full_like(x, z), None) for z in (-1.0, 1.0)]
-            estimates.append(sum(nodes).mean() / 2)  # exact over z for a quadratic
+        loss = losses.ScoreMatching(diffusion, sampler, weights)
+        model = ScoreModel(data.score(diffusion))
+        nodes = [jnp.full_like(x, z) for z in (-1.0, 1.0)]
+        estimate = (
+            sum(loss(model, x, tau=tau, u=u, z=z, z_rec=z) for z in nodes).mean() / 2
+        )  # exact for a quadratic in z
         t = jnp.geomspace(0.1, 1, 20001)
         alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
         v = alpha**2 * data.std**2 + sigma**2
         error = (sigma * alpha * (0.7 - data.mean) / v) ** 2 + (1 - sigma**2 / v) ** 2
-        values = 0.5 * diffusion.diffusion2(t) / sigma**2 * error
+        values = 0.5 * constant * weights(diffusion, t) * error
         exact = jnp.sum(jnp.diff(t) * (values[1:] + values[:-1]) / 2)
-        np.testing.assert_allclose(estimates, exact, rtol=1e-3)
+        np.testing.assert_allclose(estimate, exact, rtol=1e-3)
 
 
 def test_reconstruction_of_a_gaussian():
     """With the exact score the decoder's mean is the posterior mean, and its standard deviation σ/α."""
-    diffusion, data = SDES["vp"], Gaussian()
+    diffusion, data = SDES["vpsde"], Gaussian()
     t = jnp.array([0.01, 0.3])
     x, z = data.sample(jax.random.key(0), 2), jax.random.normal(jax.random.key(1), (2, 2, 2, 1))
     mean, std = losses.decoder(data.score(diffusion), diffusion, x, t, z)
-    alpha, sigma = (sde.expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
+    alpha, sigma = (expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
     v = data.std**2
     posterior = data.mean + alpha * v * (alpha * x + sigma * z - alpha * data.mean) / (alpha**2 * v + sigma**2)
     np.testing.assert_allclose(mean, posterior, rtol=1e-5)
-    nll = 0.5 * jnp.sum(jnp.square((x - mean) / sde.expand(std, x)), (1, 2, 3)) + 2 * jnp.log(2 * jnp.pi * std**2)
+    nll = 0.5 * jnp.sum(jnp.square((x - mean) / expand(std, x)), (1, 2, 3)) + 2 * jnp.log(2 * jnp.pi * std**2)
     entropy = 2 * jnp.log(2 * jnp.pi * math.e * diffusion.sigma(t) ** 2)
     np.testing.assert_allclose(
         losses.reconstruction(data.score(diffusion), diffusion, x, t, z), nll - entropy, rtol=1e-4
@@ -145,8 +179,9 @@ def test_discrete_losses(kind):
         seen.update(x=perturbed, time_cond=time_cond)
         return 0.1 * perturbed
 
-    value = loss(network, x, jnp.array([0.0, 0.55, 0.9999]), z)
-    np.testing.assert_array_equal(seen["label"], [0, 5, 9])
+    u, model = jnp.array([0.0, 0.55, 0.9999]), ScoreModel(lambda x, t: x, network)
+    value = loss(model, x, tau=jnp.ones(3), u=u, z=z, z_rec=z)
+    np.testing.assert_array_equal(seen["time_cond"], [0, 5, 9])
     if kind == "vpsde":
         alpha2 = np.cumprod(1 - np.linspace(0.01, 0.2, 10))[[0, 5, 9]]
         alpha, sigma = np.sqrt(alpha2), np.sqrt(1 - alpha2)

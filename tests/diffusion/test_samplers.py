@@ -1,7 +1,6 @@
 """Samplers on Gaussian data with its exact score: mean and covariance, and what depends on what."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,8 @@ from support.gaussian import SDES, SHAPE, Gaussian
 from support.official import FIXTURES, OfficialVP, family, nhwc
 
 from score_st import config
-from score_st.diffusion import likelihood, parametrization, probability_flow, samplers, sde
+from score_st.diffusion import correctors, parametrization, predictors, probability_flow, samplers, sde
+from score_st.diffusion.dims import expand
 from score_st.evaluation import generation
 from score_st.model import DiffusionModel
 
@@ -19,24 +19,25 @@ data = Gaussian()
 keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(512))
 IMAGE = (8, 8, 1)
 PC = samplers.PredictorCorrector
-LANGEVIN = lambda *a: samplers.langevin(*a, snr=0.1)
-ALD = lambda *a: samplers.annealed_langevin(*a, snr=0.1)
+NO_MEMORY = jnp.zeros((1, 1, 1, 1)), jnp.zeros(1)
+LANGEVIN = correctors.Langevin(0.1)
+ALD = correctors.AnnealedLangevin(0.1)
 SAMPLERS = {
     "ode": samplers.ODE(probability_flow.Solver(1e-4, 1e-4)),
-    "euler_maruyama": PC(samplers.euler_maruyama, steps=400, grid=samplers.logsnr_grid),
-    "reverse_diffusion": PC(samplers.reverse_diffusion, steps=400, grid=samplers.logsnr_grid),
-    "ancestral": PC(samplers.ancestral, steps=400, grid=samplers.logsnr_grid),
-    "reverse_diffusion+langevin": PC(samplers.reverse_diffusion, LANGEVIN, steps=200, grid=samplers.logsnr_grid),
-    "reverse_diffusion+ald": PC(samplers.reverse_diffusion, ALD, steps=200, grid=samplers.logsnr_grid),
-    "uniform grid": PC(samplers.ancestral, steps=1000),
+    "euler_maruyama": PC(predictors.EulerMaruyama(), steps=400, grid=samplers.logsnr_grid),
+    "reverse_diffusion": PC(predictors.ReverseDiffusion(), steps=400, grid=samplers.logsnr_grid),
+    "ancestral": PC(predictors.Ancestral(), steps=400, grid=samplers.logsnr_grid),
+    "reverse_diffusion+langevin": PC(predictors.ReverseDiffusion(), LANGEVIN, steps=200, grid=samplers.logsnr_grid),
+    "reverse_diffusion+ald": PC(predictors.ReverseDiffusion(), ALD, steps=200, grid=samplers.logsnr_grid),
+    "uniform grid": PC(predictors.Ancestral(), steps=1000),
 }
 
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_mean_and_covariance(name, sampler):
-    if sampler == "uniform grid" and name != "vp":
-        name = "subvp"  # VE and RVE need a grid that spreads the noise levels
+    if sampler == "uniform grid" and name != "vpsde":
+        name = "subvpsde"  # VE and RVE need a grid that spreads the noise levels
     diffusion = SDES[name]
     run = jax.jit(lambda keys: SAMPLERS[sampler](data.score(diffusion), diffusion, keys, IMAGE)[0])
     x = np.asarray(run(keys)).reshape(len(keys), -1)
@@ -54,7 +55,7 @@ def test_probability_flow_is_the_affine_map(name):
     diffusion = SDES[name]
     sampler = dataclasses.replace(SAMPLERS["ode"], solver=probability_flow.Solver(1e-6, 1e-6), denoise=False)
     x, evaluations = sampler(data.score(diffusion), diffusion, keys[:8], SHAPE)
-    start = jax.vmap(lambda key: diffusion.prior_sample(key, SHAPE))(keys[:8])
+    start = jax.vmap(lambda key: diffusion.prior.sample(key, SHAPE))(keys[:8])
     (a0, s0), (a1, s1) = ((float(diffusion.alpha(t)), float(diffusion.sigma(t))) for t in map(jnp.float32, (1e-5, 1)))
     scale = np.sqrt((a0**2 * data.std**2 + s0**2) / (a1**2 * data.std**2 + s1**2))
     np.testing.assert_allclose(x, a0 * data.mean + scale * (start - a1 * data.mean), atol=2e-3)
@@ -68,7 +69,7 @@ def run_steps(step, diffusion, grid):
     """
     run = jax.jit(lambda *a: step(data.score(diffusion), diffusion, *a)[::2])
     wide = lambda *a: jnp.array(a).reshape(-1, 1, 1, 1)
-    ends, variance = wide(0.0, 1.0), diffusion.prior_std**2
+    ends, variance = wide(0.0, 1.0), diffusion.prior.std**2
     memory = jnp.zeros((2, 1, 1, 1)), jnp.zeros(2)
     for t, s in zip(grid[:-1], grid[1:], strict=True):
         t, s = jnp.full(2, t), jnp.full(2, s)
@@ -81,13 +82,15 @@ def run_steps(step, diffusion, grid):
     return low, high - low, variance
 
 
-ORDERS = {
-    "probability flow by Euler": (functools.partial(samplers.euler_maruyama, lambda_=0.0), 1),
-    "reverse diffusion without noise": (functools.partial(samplers.reverse_diffusion, lambda_=0.0), 1),
-    "ddim": (samplers.ddim, 1),
-    "heun": (samplers.heun, 2),
-    "dpm_solver_2m": (samplers.dpm_solver_2m, 2),
-}
+def with_noise(predictor, lambda_: float):
+    """With this λ, where it has one."""
+    return predictor(**{"lambda_": lambda_} if "lambda_" in predictor.__dataclass_fields__ else {})
+
+
+TABLE = {name: predictor for name, predictor in predictors.PREDICTORS.items() if predictor}
+HIGHER = {"heun": 2, "dpm_solver_2m": 2}  # the order of the others is 1
+ORDERS = {name: (with_noise(each, 0.0), HIGHER.get(name, 1)) for name, each in TABLE.items()}
+ORDERS.pop("ancestral_sampling")  # which always has noise
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -108,13 +111,8 @@ def test_order_of_deterministic_steps(sampler, name):
     assert order - 0.35 < np.log2(errors[0] / errors[1]) < order + 0.1, errors
 
 
-WEAK = {
-    "euler_maruyama": samplers.euler_maruyama,
-    "reverse_diffusion": samplers.reverse_diffusion,
-    "ancestral": samplers.ancestral,
-    "ddim with all its noise": functools.partial(samplers.ddim, lambda_=1.0),
-    "half the noise": functools.partial(samplers.ddim, lambda_=0.5),
-}
+WEAK = {name: with_noise(each, 1.0) for name, each in TABLE.items() if name not in HIGHER}
+WEAK["half the noise"] = predictors.DDIM(lambda_=0.5)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -129,7 +127,9 @@ def test_weak_order_of_the_reverse_sde(sampler, name):
             _, _, variance = run_steps(step, diffusion, samplers.logsnr_grid(diffusion, steps))
             errors.append(abs(variance**0.5 - exact))
     # Euler-Maruyama for VE is of order two in the variance
-    assert 0.9 < np.log2(errors[0] / errors[1]) < (2.1 if (sampler, name) == ("euler_maruyama", "ve") else 1.1), errors
+    assert 0.9 < np.log2(errors[0] / errors[1]) < (2.1 if (sampler, name) == ("euler_maruyama", "vesde") else 1.1), (
+        errors
+    )
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -137,12 +137,14 @@ def test_ddim_is_the_exponential_integrator(name):
     """Its step is the flow's solution while the noise ε = -σ s stays what it is at t."""
     diffusion = SDES[name]
     x, t, s = keys_to_images(4), jnp.full(4, 0.6), jnp.full(4, 0.2)
-    epsilon = -sde.expand(diffusion.sigma(t), x) * data.score(diffusion)(x, t)
-    frozen = lambda x, t: -epsilon[:1] / sde.expand(diffusion.sigma(t), x)
+    epsilon = -expand(diffusion.sigma(t), x) * data.score(diffusion)(x, t)
+    frozen = lambda x, t: -epsilon[:1] / expand(diffusion.sigma(t), x)
     ends = diffusion.logsnr(jnp.array([0.6, 0.2]))
-    field = lambda logsnr, x, _: likelihood.flow(frozen, diffusion, logsnr[None], x[None])[0]
+    field = lambda logsnr, x, _: probability_flow.flow(frozen, diffusion, logsnr[None], x[None])[0]
     solved, _, _ = probability_flow.Solver(1e-6, 1e-6).solve(field, x[:1], ends[0], ends[1])
-    step, mean, _ = samplers.ddim(data.score(diffusion), diffusion, x[:1], t[:1], s[:1], jnp.ones_like(x[:1]))
+    step, mean, _ = predictors.DDIM()(
+        data.score(diffusion), diffusion, x[:1], t[:1], s[:1], jnp.ones_like(x[:1]), NO_MEMORY
+    )
     np.testing.assert_allclose(step, solved, rtol=2e-4, atol=2e-4)
     np.testing.assert_array_equal(step, mean)
 
@@ -177,20 +179,20 @@ def beta_transition(diffusion, t, s):
 def test_single_steps_are_the_official_ones():
     """One step from t = 1, 0.5 and 0.01 of each predictor and corrector, with the official discretisation."""
     reference = np.load(FIXTURES / "sampling.npz")
-    batch_mean = lambda x: jnp.mean(samplers.image_norm(x), keepdims=True)
+    batch_mean = lambda x: jnp.mean(correctors.image_norm(x), keepdims=True)
     common = dict(transition=ddpm_transition)
     previous, given = (lambda t: t - 1 / 1000), (lambda t: 0.98 * t)
     steps = {
-        "a/euler_maruyama_pf0": (samplers.euler_maruyama, {}, previous),
-        "a/euler_maruyama_pf1": (samplers.euler_maruyama, dict(lambda_=0.0), previous),
-        "a/reverse_diffusion_pf0": (samplers.reverse_diffusion, common, previous),
-        "a/reverse_diffusion_pf1": (samplers.reverse_diffusion, common | dict(lambda_=0.0), previous),
-        "a/reverse_diffusion_next_pf0": (samplers.reverse_diffusion, dict(transition=beta_transition), given),
-        "a/ancestral_sampling_pf0": (samplers.ancestral, common, previous),
-        "a/langevin_pf0": (samplers.langevin, common | dict(snr=0.16, norm=batch_mean), previous),
-        "a/ald_pf0": (samplers.annealed_langevin, common | dict(snr=0.16), previous),
-        "c/euler_maruyama_pf0": (samplers.euler_maruyama, {}, previous),
-        "c/reverse_diffusion_next_pf0": (samplers.reverse_diffusion, {}, given),
+        "a/euler_maruyama_pf0": (predictors.EulerMaruyama, {}, previous),
+        "a/euler_maruyama_pf1": (predictors.EulerMaruyama, dict(lambda_=0.0), previous),
+        "a/reverse_diffusion_pf0": (predictors.ReverseDiffusion, common, previous),
+        "a/reverse_diffusion_pf1": (predictors.ReverseDiffusion, common | dict(lambda_=0.0), previous),
+        "a/reverse_diffusion_next_pf0": (predictors.ReverseDiffusion, dict(transition=beta_transition), given),
+        "a/ancestral_sampling_pf0": (predictors.Ancestral, common, previous),
+        "a/langevin_pf0": (correctors.Langevin, common | dict(snr=0.16, norm=batch_mean), previous),
+        "a/ald_pf0": (correctors.AnnealedLangevin, common | dict(snr=0.16), previous),
+        "c/euler_maruyama_pf0": (predictors.EulerMaruyama, {}, previous),
+        "c/reverse_diffusion_next_pf0": (predictors.ReverseDiffusion, {}, given),
     }
     families = {}
     for name in "ac":
@@ -205,7 +207,9 @@ def test_single_steps_are_the_official_ones():
             x, corrector = mean + std[:, None, None, None] * prior, "l" in case[2:4]
             for k in range(2 if corrector else 1):
                 noise = jnp.asarray(nhwc(reference["noise"][i + k]))
-                x, mean, *_ = step(score_fn, diffusion, x, jnp.asarray(t), jnp.asarray(next_time(t)), noise, **options)
+                times = jnp.asarray(t), jnp.asarray(next_time(t))
+                memory = () if corrector else (NO_MEMORY,)
+                x, mean, *_ = step(**options)(score_fn, diffusion, x, *times, noise, *memory)
             for name, ours in (("x_mean", mean), ("x", x)):
                 if name == "x" and "ancestral" in case:  # officially √β z; here the smaller variance given x_0
                     continue
@@ -216,7 +220,7 @@ def test_single_steps_are_the_official_ones():
 
 
 def test_unfinished_samples_are_not_numbers():
-    diffusion = SDES["vp"]
+    diffusion = SDES["vpsde"]
     sampler = samplers.ODE(probability_flow.Solver(max_steps=2))
     x, _ = sampler(data.score(diffusion), diffusion, keys[:2], SHAPE)
     assert np.all(np.isnan(x))
@@ -228,17 +232,17 @@ def test_sampler_of_a_configuration():
     assert isinstance(made, samplers.ODE) and made.solver.rtol == 1e-5
     c.sampling.update(method="pc", predictor="reverse_diffusion", corrector="langevin", snr=0.2, n_steps_each=3)
     made = samplers.from_config(c)
-    assert (made.steps, made.corrections, made.denoise) == (1000, 3, True)
-    assert made.corrector.keywords == {"snr": 0.2} and made.predictor is samplers.reverse_diffusion
+    assert (made.steps, made.corrections, made.denoise, made.evaluations_per_step) == (1000, 3, True, 4)
+    assert (made.predictor, made.corrector) == (predictors.ReverseDiffusion(), correctors.Langevin(0.2))
     c.sampling.truncation_time = 1e-3
     assert samplers.sampling_sde(c, sde.VP()).eps == 1e-3
     c = generation.with_sampler(c, "heun", 12)
     c.sampling.churn = 6.0
     made = samplers.from_config(c)
-    assert (made.steps, made.evaluations, made.corrector) == (12, 2, None)
-    assert made.predictor.keywords == {"churn": pytest.approx(2**0.5 - 1)}
+    assert (made.steps, made.evaluations_per_step, made.corrector) == (12, 2, None)
+    assert made.predictor == predictors.Heun(2**0.5 - 1)
     made = samplers.from_config(generation.with_sampler(c, "ddim+langevin", 12))
-    assert made.predictor is samplers.ddim and made.corrector.func is samplers.langevin
+    assert (made.predictor, made.corrector) == (predictors.DDIM(), correctors.Langevin(0.2))
     for settings, message in {
         ("ddpm", 12): "did you mean",
         ("heun", -1): "should be 1 or more",

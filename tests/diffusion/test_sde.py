@@ -22,7 +22,7 @@ def test_marginals_are_the_official_ones_to_float32(reference, name):
     close(made.alpha(t), official[f"{name}/mean_coeff_f64"])
     close(made.sigma(t), official[f"{name}/std_f64"])
     close(made.drift(t), official[f"{name}/drift_coeff_f64"], atol=1e-7)
-    close(made.prior_logp(official["prior_z"]), official[f"{name}/prior_logp"])
+    close(made.prior.log_density(official["prior_z"]), official[f"{name}/prior_logp"])
     if name != "rve_eta_ne_sigmamin":  # there the official g is not the derivative of its own σ², see below
         close(jnp.sqrt(made.diffusion2(t)), official[f"{name}/diffusion_f64"])
 
@@ -64,10 +64,10 @@ def test_time_inverts_logsnr(name):
 @each
 def test_prior(name):
     made = SDES[name]
-    z = made.prior_sample(jax.random.key(0), (20000, 2))
-    np.testing.assert_allclose(np.std(z), made.prior_std, rtol=0.01)
-    entropy = np.log(2 * np.pi * np.e * made.prior_std**2)  # of two dimensions
-    np.testing.assert_allclose(-np.mean(made.prior_logp(z)), entropy, rtol=0.01)
+    z = made.prior.sample(jax.random.key(0), (20000, 2))
+    np.testing.assert_allclose(np.std(z), made.prior.std, rtol=0.01)
+    entropy = np.log(2 * np.pi * np.e * made.prior.std**2)  # of two dimensions
+    np.testing.assert_allclose(-np.mean(made.prior.log_density(z)), entropy, rtol=0.01)
 
 
 def test_unknown_name_lists_the_choices():

@@ -1,4 +1,4 @@
-"""The prior of τ and the laws of t given τ: quantiles, distributions and weights."""
+"""The prior of τ: quantiles, distributions, and one draw per group."""
 
 import math
 
@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from support.official import SDES
 
 from score_st import config
-from score_st.diffusion import time_sampling, truncation
+from score_st.diffusion import truncation
 
 EXPONENTS = (0.0, 0.5, 0.9, 0.999, 1.0, 1.1, 2.0, 3.0, 50.0)
 
@@ -44,7 +43,7 @@ def test_quantile_inverts_the_integral_of_the_density(k):
 
 def test_no_soft_truncation():
     prior = truncation.Truncation(math.inf, 1e-5)
-    assert np.all(prior.sample(jax.random.key(0), 4, 8) == np.float32(1e-5))
+    assert np.all(truncation.sample(prior, jax.random.key(0), 4, 8) == np.float32(1e-5))
     c = config.default()
     c.training.update(st=False, k=1.0)
     assert truncation.from_config(c).k == math.inf
@@ -56,92 +55,26 @@ def test_no_soft_truncation():
 def test_one_draw_a_group():
     prior = truncation.Truncation(1.0, 1e-5)
     for groups, distinct in ((1, 1), (4, 4), (16, 16)):
-        tau = np.asarray(prior.sample(jax.random.key(3), groups, 16)).reshape(groups, -1)
+        tau = np.asarray(truncation.sample(prior, jax.random.key(3), groups, 16)).reshape(groups, -1)
         assert len(np.unique(tau)) == distinct
         assert np.all(tau == tau[:, :1])  # contiguous parts of the batch
 
 
 @pytest.mark.parametrize("k", [0.0, 0.9, 1.0, 2.0])
-def test_law_of_tau(k):
+def test_distribution_of_tau(k):
     prior = truncation.Truncation(k, 1e-5)
-    tau = prior.sample(jax.random.key(1), 20000, 20000)
+    tau = truncation.sample(prior, jax.random.key(1), 20000, 20000)
     assert stats.kstest(np.asarray(prior.cdf(tau)), "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", ["vpsde_1e-5", "vesde_celeba"])
-def test_times_and_weights_are_the_official_ones(reference, name):
-    official, made = reference("sde"), SDES[name]
-    with jax.enable_x64(True):
-        u = jnp.float64(official["u"])
-        for i, t_min in enumerate(official["t_min"]):
-            tau = jnp.full_like(u, t_min)
-            t, z = time_sampling.importance(made, tau, u)
-            # float32's 1 - exp(-B) limits the official values at small t, and log(1 + exp(x)) at t near 1
-            atol = 0.1 if name.startswith("vp") else 1e-5
-            theirs = made.logsnr(jnp.float64(official[f"{name}/diffusion_time_is1/t"][i]))
-            np.testing.assert_allclose(made.logsnr(t), theirs, atol=atol)
-            np.testing.assert_allclose(z, official[f"{name}/diffusion_time_is1/Z"][i], atol=0.3 * atol)
-            middle = (t > 1e-2) & (t < 0.99)
-            np.testing.assert_allclose(made.logsnr(t)[middle], theirs[middle], atol=atol if t_min < 1e-3 else 1e-3)
-            t, weight = time_sampling.uniform(made, tau, u)
-            np.testing.assert_allclose(t, official[f"{name}/diffusion_time_is0/t"][i], rtol=1e-5)
-            np.testing.assert_allclose(weight, 1 - t_min, rtol=1e-6)
-
-
-def test_importance_normaliser_in_float64(reference):
-    official, made = reference("sde"), SDES["vpsde_1e-5"]
-    growth = official["vpsde_1e-5/antiderivative_f64"]  # minus logSNR
-    t = jnp.asarray(official["t"])
-    np.testing.assert_allclose(made.logsnr(t), -growth, rtol=1e-6, atol=1e-6)
-
-
-def test_reciprocal_times_are_the_official_ones(reference):
-    official, made = reference("sde"), SDES["rve_cifar10"]
-    with jax.enable_x64(True):
-        u = 1 - jnp.float64(official["u"])  # the official quantile decreases in u
-        for i, t_min in enumerate(official["t_min"]):
-            t, _ = time_sampling.reciprocal(made, jnp.full_like(u, t_min), u)
-            np.testing.assert_allclose(t, official["rve_cifar10/diffusion_time_is0/t"][i], rtol=1e-5)
-
-
-@pytest.mark.parametrize("law", time_sampling.LAWS)
-@pytest.mark.parametrize("name", SDES)
-def test_weighted_mean_over_t_is_the_integral(name, law):
-    """E[w c(t) h(t)] = C ∫ c h dt for any h, with c = 1 (uniform), g²/σ² (importance) or 1/t² (reciprocal)."""
-    made, tau = SDES[name], 1e-2
-    with jax.enable_x64(True):
-        u = (jnp.arange(20000) + 0.5) / 20000
-        t, weight = time_sampling.LAWS[law](made, jnp.full_like(u, tau), u)
-        density = {
-            "uniform": lambda t: jnp.ones_like(t),
-            "importance": lambda t: made.diffusion2(t) / made.sigma(t) ** 2,
-            "reciprocal": lambda t: t**-2 / (1e5 - 1),
-        }[law]
-        grid = jnp.geomspace(tau, 1, 20001)
-        for h in (jnp.ones_like, jnp.cos, jnp.sqrt):
-            values = density(grid) * h(grid)
-            integral = jnp.sum(jnp.diff(grid) * (values[1:] + values[:-1]) / 2)
-            np.testing.assert_allclose(jnp.mean(weight * h(t)), integral, rtol=1e-4)
-        assert jnp.all(jnp.diff(t) > 0) and t[0] >= tau and t[-1] <= 1
-
-
-def test_low_discrepancy():
-    """One shift of a grid, and over many keys each entry uniform."""
-    draws = np.asarray(
-        jax.vmap(lambda key: time_sampling.low_discrepancy(key, 8))(jax.random.split(jax.random.key(0), 4000))
-    )
-    np.testing.assert_allclose(np.diff(np.sort(draws, axis=1), axis=1), 1 / 8, atol=1e-6)
-    assert all(stats.kstest(column, "uniform").pvalue > 1e-4 for column in draws.T)
-
-
-@pytest.mark.parametrize("sde", ["vpsde", "reciprocal_vesde"])
-def test_law_of_a_configuration(sde):
+@pytest.mark.parametrize("name", truncation.TRUNCATION_PRIORS)
+def test_every_prior_of_the_table(name):
+    """Quantile and distribution function are inverse, on [ε, 1]; without Soft Truncation all mass is at ε."""
     c = config.default()
-    c.training.sde = sde
-    laws = []
-    for flag in (True, False):
-        c.training.importance_sampling = flag
-        laws.append(time_sampling.from_config(c))
-    assert laws == (
-        [time_sampling.importance, time_sampling.uniform] if sde == "vpsde" else [time_sampling.reciprocal] * 2
-    )
+    c.training.update(st=True, truncation_prior=name, truncation_time=1e-3)
+    prior, u = truncation.from_config(c), jnp.linspace(0, 0.999, 50)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(prior.cdf(prior.quantile(u.astype(float))), u, atol=1e-6)
+    assert np.all(prior.quantile(u) > 1e-3 * (1 - 1e-6)) and np.all(prior.quantile(u) <= 1)
+    c.training.st = False
+    assert np.all(truncation.from_config(c).quantile(u) == np.float32(1e-3))

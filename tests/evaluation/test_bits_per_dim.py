@@ -15,7 +15,7 @@ from support.official import FIXTURES, OfficialRVE, OfficialVP, family, nhwc
 from score_st import config
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, parametrization, probability_flow, sde, time_sampling
-from score_st.diffusion.sde import expand
+from score_st.diffusion.dims import expand, sum_dims
 from score_st.evaluation import bits_per_dim, image_terms, runner
 from score_st.model import DiffusionModel
 
@@ -37,9 +37,9 @@ def official(name: str):
 
     @jax.jit
     def push(t, x, probe, lambda_):
-        flow = lambda x: likelihood.flow_at(function, diffusion, t, x, lambda_)
+        flow = lambda x: probability_flow.flow_at(function, diffusion, t, x, lambda_)
         value, tangent = jax.jvp(flow, (x,), (probe,))
-        return value, losses.sum_dims(tangent * probe), function(x, t)
+        return value, sum_dims(tangent * probe), function(x, t)
 
     return diffusion, 2 * img - 1 if made.data.centered else img, draws, push
 
@@ -93,9 +93,9 @@ def test_official_residual_and_bound(name, x64):
         mean, std = diffusion.marginal(x, t)
         x_t = mean + expand(std, x) * draws["z_elbo"]
         _, divergence, s = push(t, x_t, draws["eps_hutch"], 1.0)
-        squares = losses.sum_dims(jnp.square(expand(std, x) * s))
+        squares = sum_dims(jnp.square(expand(std, x) * s))
         mean, std = diffusion.marginal(x, jnp.ones(2, jnp.float32))
-        prior = diffusion.prior_logp(mean + expand(std, x) * nhwc(OFFICIAL["in/z_prior"]))
+        prior = diffusion.prior.log_density(mean + expand(std, x) * nhwc(OFFICIAL["in/z_prior"]))
         ours = (integral * (divergence + 0.5 * squares) - prior) / BITS + OFFICIAL[f"{name}/none/offset"]
         np.testing.assert_allclose(ours, OFFICIAL[f"{name}/none/nelbo_bpd_{tag}"], atol=1e-5)
 
@@ -178,7 +178,7 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
 
 def test_importance_weighted_bound_tightens():
     """Truncated normal dequantisation of a continuous model: above the exact mass of the bins, less so with more."""
-    diffusion = SDES["ve"]
+    diffusion = SDES["vesde"]
     model, levels = Gaussian(0.1, 0.02), 41  # σ_ε = 0.01 and bins of ±0.025: the density varies in a bin
     one = lambda key, shape: jnp.ones(shape)
     images, indices = jnp.full((256, 1, 1, 1), 22, jnp.uint8), jnp.arange(256)
@@ -212,7 +212,7 @@ def test_importance_weighted_bound_tightens():
 @pytest.mark.parametrize("lambda_", [0.5, 1.0, 2.0])
 def test_bound_of_the_reverse_sde_of_lambda(lambda_):
     """Its diffusion term is the sum of relative entropies of a fine chain of generalised DDIM (Song et al. 2020)."""
-    diffusion, model, x0, n = SDES["vp"], Gaussian(0.1, 0.4), 0.7, 16000
+    diffusion, model, x0, n = SDES["vpsde"], Gaussian(0.1, 0.4), 0.7, 16000
     with jax.enable_x64(True):
         function = model.score(diffusion)
         ends = diffusion.logsnr(jnp.array([diffusion.eps, 1.0]))
@@ -233,11 +233,11 @@ def test_bound_of_the_reverse_sde_of_lambda(lambda_):
 
 
 def test_flow_of_lambda():
-    diffusion, model = SDES["vp"], Gaussian()
+    diffusion, model = SDES["vpsde"], Gaussian()
     t, x = jnp.array([0.01, 0.5]), jnp.full((2, 1, 1, 1), 0.3)
     s, g2 = model.score(diffusion)(x, t).ravel(), diffusion.diffusion2(t)
     drift = diffusion.drift(t) * 0.3 - 0.5 * (1 + 0.5**2) * g2 * s
-    ours = likelihood.flow(model.score(diffusion), diffusion, diffusion.logsnr(t), x, 0.5).ravel()
+    ours = probability_flow.flow(model.score(diffusion), diffusion, diffusion.logsnr(t), x, 0.5).ravel()
     np.testing.assert_allclose(ours, -drift * diffusion.sigma(t) ** 2 / g2, rtol=1e-4)
 
 
@@ -277,7 +277,7 @@ def test_errors_over_images_and_repeats():
 
 def test_gradient_by_time():
     """Mean and covariance of the gradient, against one gradient an image."""
-    diffusion = SDES["vp"]
+    diffusion = SDES["vpsde"]
     params = {"a": jnp.float32(-0.3), "b": jnp.ones((2, 2, 1))}
     images = jax.random.randint(jax.random.key(0), (6, 2, 2, 1), 0, 5).astype(jnp.uint8)
     args = (images, jnp.arange(6), jnp.float32(0.4), jax.random.key(1))

@@ -6,16 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_st import config
 from score_st.diffusion import sde
+from score_st.diffusion.dims import expand
 
 SHAPE = (2, 2, 1)
-# the four SDEs as the published configurations have them
-SDES = {
-    "vp": sde.VP(),
-    "subvp": sde.SubVP(),
-    "ve": sde.VE(sigma_min=0.01, sigma_max=50.0),
-    "rve": sde.RVE(sigma_min=1e-3, sigma_max=50.0, eta=1e-3),
-}
+# every SDE of the table, with the settings of published configurations
+SETTINGS = {"reciprocal_vesde": {"sigma_min": 1e-3}}
+
+
+def from_table(name: str) -> sde.SDE:
+    made = config.default()
+    made.training.sde = name
+    made.model.update(SETTINGS.get(name, {}))
+    return sde.from_config(made)
+
+
+SDES = {name: from_table(name) for name in sde.SDES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Gaussian:
         """∇ log p_t of the data diffused by `diffusion`."""
 
         def score(x, t):
-            alpha, sigma = (sde.expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
+            alpha, sigma = (expand(c, x) for c in (diffusion.alpha(t), diffusion.sigma(t)))
             return -(x - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2)
 
         return score
