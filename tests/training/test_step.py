@@ -52,7 +52,7 @@ def test_each_device_has_its_own_tau(digits, k):
     @jax.jit
     def taus(count):
         data_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), count))
-        return step.draw(setup, jnp.asarray(digits[:16]), data_key)[1]
+        return step.draw(setup, jnp.asarray(digits[:16]), data_key)["tau"]
 
     tau = jax.device_put(taus(0), shared)
     shares = [np.asarray(shard.data) for shard in tau.addressable_shards]
@@ -65,8 +65,9 @@ def test_each_device_has_its_own_tau(digits, k):
 
 def test_times_lie_above_the_tau_of_their_device(digits):
     setup = setup_on(8)
-    x, tau, u, *_ = step.draw(setup, jnp.asarray(digits[:16]), jax.random.key(0))
-    t, _ = setup.loss.law(setup.model.sde, tau, u)
+    inputs = step.draw(setup, jnp.asarray(digits[:16]), jax.random.key(0))
+    x, tau, u = (inputs[name] for name in ("x", "tau", "u"))
+    t, _ = setup.loss.time_sampler(setup.model.sde, tau, u)
     assert np.all(t >= tau) and np.all(x >= -1) and np.all(x <= 1)
 
 
