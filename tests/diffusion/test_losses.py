@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.gaussian import SDES, Gaussian
-from support.official import FIXTURES, OfficialRVE, OfficialVP, family, importance_weight, nhwc
+from support.official import FIXTURES, GivenTimes, OfficialRVE, OfficialVP, family, importance_weight, nhwc
 
 from score_st import config
 from score_st.diffusion import losses, parametrization, sde, time_sampling
@@ -28,22 +28,6 @@ def growth(diffusion, t):
     """Minus logSNR as officially computed, in float32."""
     b = np.float32(diffusion.integral_beta(np.float32(t)))
     return np.log(np.float32(1) - np.exp(-b)) + b
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """Times and weights that are known beforehand."""
-
-    sampler: time_sampling.TimeSampler
-    t: jax.Array
-    weight: jax.Array
-
-    @property
-    def natural(self):
-        return self.sampler.natural
-
-    def __call__(self, sde, tau, u):
-        return self.t, self.weight
 
 
 @pytest.mark.parametrize("name", ["a", "c"])
@@ -73,7 +57,7 @@ def test_official_losses(name):
         else:
             np.testing.assert_allclose(diffusion.sigma(t), labels, rtol=1e-5)
         loss = losses.from_config(settings, diffusion, 1)
-        loss = dataclasses.replace(loss, time_sampler=Given(loss.time_sampler, t, weight))
+        loss = dataclasses.replace(loss, time_sampler=GivenTimes(loss.time_sampler, t, weight))
         if name == "c" and loss.log_mass:  # officially the bins of [-1, 1], though these images are in [0, 1]
             bins = dict(low=-1.0, high=0.999 + 1 / 255, half_bin=1 / 255)
             loss = dataclasses.replace(loss, log_mass=functools.partial(loss.log_mass, **bins))

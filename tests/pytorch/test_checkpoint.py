@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from support.official import (
+from support.official import GivenTimes, (
     CIFAR10,
     FIXTURES,
     OfficialVP,
@@ -68,17 +68,17 @@ def test_training_continues_like_the_official_code(one_device):
     @jax.jit
     def advance(current, t, weight, z):
         """A train step with the official times and weights, which float32 rounding moves."""
-        sampler = lambda *_: (t, jnp.full(4, weight))
-        loss = dataclasses.replace(setup.loss, sde=OfficialVP(), law=sampler)
+        sampler = GivenTimes(setup.loss.time_sampler, t, jnp.full(4, weight))
+        loss = dataclasses.replace(setup.loss, sde=OfficialVP(), time_sampler=sampler)
         official_setup = dataclasses.replace(setup, loss=loss)
-        inputs = (x, jnp.ones(4), t, z, z)
+        inputs = {"x": x, "tau": jnp.ones(4), "u": t, "z": z, "z_rec": z}
         gradient_of = step.on_devices(step.gradient_of_share, official_setup, 2)
         loss, gradient = gradient_of(current.params, inputs, jax.random.key(0))
         return state.update(current, gradient, setup.optimizer, setup.ema_rate), loss
 
     for i in range(3):
         tau = setup.truncation.quantile(jnp.float32(official["u_tau"][i]))
-        t, weight = setup.loss.law(setup.model.sde, jnp.full(4, tau), jnp.asarray(official["u"][i]))
+        t, weight = setup.loss.time_sampler(setup.model.sde, jnp.full(4, tau), jnp.asarray(official["u"][i]))
         np.testing.assert_allclose(weight, official["Z"][i], rtol=3e-3)
         logsnr = setup.model.sde.logsnr
         np.testing.assert_allclose(logsnr(t), logsnr(jnp.asarray(official["times"][i])), atol=0.2)

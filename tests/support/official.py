@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from score_st import config
 from score_st.diffusion import sde
+from score_st.diffusion.time_sampling import TimeSampler
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.pytorch import file as torch_file
@@ -161,3 +162,19 @@ def importance_weight(diffusion, tau: float):
         return np.log(np.float32(1) - np.exp(-b)) + b
 
     return growth(1.0) - growth(tau)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenTimes:
+    """A time sampler whose times and weights are given."""
+
+    sampler: TimeSampler
+    t: jax.Array
+    weight: jax.Array
+
+    @property
+    def natural(self):
+        return self.sampler.natural
+
+    def __call__(self, sde, tau, u):
+        return self.t, self.weight
