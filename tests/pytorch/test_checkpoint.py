@@ -13,9 +13,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from support.official import GivenTimes, (
+from support.official import (
     CIFAR10,
     FIXTURES,
+    GivenTimes,
     OfficialVP,
     assert_same_content,
     converted,
