@@ -121,7 +121,7 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         (["fid", "--features", "resnet"], "invalid choice: 'resnet'"),
         (["fid", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
         (["fid", "--weights", folder / "none.pth"], "can't be read"),
-        (["fid", "--weights", path("text")], "no file of torch.save"),
+        (["fid", "--weights", path("text")], "not a file of torch.save"),
         (["fid", "--samples", path("none")], "No such file"),
         (["fid", "--samples", path("text")], "can't be read as an npz"),
         (["fid", "--samples", path("float")], "should be uint8 [N, H, W, 1 or 3]"),
