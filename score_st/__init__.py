@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from score_st.api import Model, load
     from score_st.config import ConfigError
     from score_st.diffusion import (
+        correctors,
         guidance,
         likelihood,
         losses,
         parametrization,
+        predictors,
         probability_flow,
         samplers,
         sde,
         time_sampling,
         truncation,
+        weighting,
     )
     from score_st.diffusion.sde import RVE, SDE, VE, VP, SubVP
 
@@ -31,16 +34,19 @@ __all__ = [
     "ConfigError",
     "Model",
     "SubVP",
+    "correctors",
     "guidance",
     "likelihood",
     "load",
     "losses",
     "parametrization",
+    "predictors",
     "probability_flow",
     "samplers",
     "sde",
     "time_sampling",
     "truncation",
+    "weighting",
 ]
 _HOMES = {"load": "api", "Model": "api", "ConfigError": "config"}
 _HOMES |= dict.fromkeys(("SDE", "VP", "SubVP", "VE", "RVE"), "diffusion.sde")

@@ -98,11 +98,15 @@ def train(
     return loop.fit(config, workdir, step_config, images, at_snapshot)
 
 
+def parser() -> cli.Parser:
+    """Returns the command's parser."""
+    codes = {1: "the loss is not finite; the last checkpoint is kept"}
+    return cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
+
+
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     """Runs the command with the arguments `argv`, by default those of the process."""
-    codes = {1: "the loss is not finite; the last checkpoint is kept"}
-    parser = cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
-    arguments = cli.parse(parser, argv)
+    arguments = cli.parse(parser(), argv)
     train(arguments.config, arguments.workdir, arguments.base, mesh)
 
 
