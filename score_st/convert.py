@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,7 +32,7 @@ def verify(errors: dict[str, dict[str, float]], tol: float) -> None:
         sys.exit(f"error: {worst} is {errors[worst]['float32']:.2e} off, more than --tol {tol:g}; nothing was written")
 
 
-def import_torch(arguments: argparse.Namespace, golden: dict[str, np.ndarray] | None, mesh: Mesh) -> None:
+def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden | None, mesh: Mesh) -> None:
     """Converts a PyTorch file to a checkpoint in the workdir.
 
     Nothing is written unless the file fits the configuration, and agrees with `golden`.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,9 @@ class Network(Protocol):
 
         Args:
           x: noisy images, in the range of the data (`data.centered`).
-          time_cond: what the network is told about the time of each image, for example 999 t or σ(t).
+          time_cond: the time conditioning of each image, for example 999 t or σ(t).
           train: use dropout, with random numbers from the "dropout" key.
-          log_time_cond: to be used in place of log(time_cond), where the parametrization has another function of t.
+          log_time_cond: replaces log(time_cond) for networks that embed it, if the parametrization defines it.
         """
         ...
 
@@ -69,7 +69,7 @@ def with_arithmetic(network: Network, dtype: DTypeLike, remat: str) -> Network:
       ConfigError: `remat` is unknown, or the network has no field for what is not the default.
     """
     choose(REMAT, remat, "training.remat")
-    fields = {field.name for field in _fields(network)}
+    fields = {field.name for field in dataclasses.fields(cast(Any, network))}
     for key, name, default in (("dtype", jnp.dtype(dtype).name, "float32"), ("remat", remat, "none")):
         if key not in fields and name != default:
             kind = type(network).__name__
@@ -88,7 +88,3 @@ def trainable(network: Network, params: Any) -> Any:
     fixed: Iterable[str] = getattr(network, "FIXED_PARAMS", ())
     path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(lambda path, _: path_of(path) not in fixed, params)
-
-
-def _fields(network: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(network)

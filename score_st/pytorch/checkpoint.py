@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_st import networks
-from score_st.array_types import Float
+from score_st.array_types import Float, Shaped
 from score_st.config import ConfigError, flatten
 from score_st.model import DiffusionModel
 from score_st.networks.ncsnpp import NCSNpp
@@ -24,6 +24,7 @@ from score_st.pytorch import parameter_map
 from score_st.pytorch.parameter_map import Slot, from_flax, layout, to_flax
 from score_st.training import optimizer, state
 
+Golden = dict[str, Shaped[np.ndarray, "..."]]  # official outputs, and what they are computed from
 OUTPUTS = ("model_out_raw", "score_raw", "model_out_ema", "score_ema")  # that `compare` knows
 
 
@@ -59,7 +60,7 @@ def _count(number: Any, name: str) -> int:
 def _checked(tensor: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The tensor itself; raises ConfigError unless it has finite floating-point numbers in this shape."""
     if not isinstance(tensor, np.ndarray) or tensor.shape != shape:
-        actual = f"has {list(tensor.shape)}" if isinstance(tensor, np.ndarray) else "is missing"
+        actual = f"has shape {list(tensor.shape)}" if isinstance(tensor, np.ndarray) else "is missing"
         raise ConfigError(f"{name} should be a tensor of shape {list(shape)}, and {actual}")
     if not jnp.issubdtype(tensor.dtype, jnp.floating) or not np.isfinite(tensor).all():
         raise ConfigError(f"{name} should have finite floating-point numbers, and does not")
@@ -221,7 +222,7 @@ def state_to_torch(current: state.TrainState, config: ConfigDict) -> dict[str, A
 
 
 def _outputs(
-    config: ConfigDict, model: DiffusionModel, current: state.TrainState, golden: dict[str, np.ndarray], dtype: Any
+    config: ConfigDict, model: DiffusionModel, current: state.TrainState, golden: Golden, dtype: Any
 ) -> dict[str, np.ndarray]:
     """Our outputs [B, C, H, W] under the names of `golden`, computed in `dtype`."""
     cast = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
@@ -245,7 +246,7 @@ def _outputs(
 
 
 def compare(
-    config: ConfigDict, model: DiffusionModel, current: state.TrainState, golden: dict[str, np.ndarray]
+    config: ConfigDict, model: DiffusionModel, current: state.TrainState, golden: Golden
 ) -> dict[str, dict[str, float]]:
     """Compares network output and score with official ones, with raw and averaged weights.
 
@@ -267,7 +268,7 @@ def compare(
     return errors
 
 
-def read_golden(path: str | Path, config: ConfigDict) -> dict[str, np.ndarray]:
+def read_golden(path: str | Path, config: ConfigDict) -> Golden:
     """Reads official outputs to compare with.
 
     Args:

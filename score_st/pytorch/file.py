@@ -93,7 +93,7 @@ def _read_zip(content: mmap.mmap) -> Any:
     for key, storage in storages.items():
         start, size = by_name.pop(f"data/{key}", (0, -1))
         if size != storage.size * storage.dtype.itemsize:
-            actual = f"{size} bytes" if size >= 0 else "is missing"
+            actual = f"has {size} bytes" if size >= 0 else "is missing"
             raise Damaged(f"data/{key[:20]} should have {storage.size} numbers of {storage.dtype}, and {actual}")
         dtype = storage.dtype.newbyteorder(">" if big else "<")
         storage.data = np.frombuffer(content, dtype, storage.size, start)

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_st import networks
+from score_st.array_types import Float
 from score_st.config import ConfigError, flatten
 from score_st.networks.ncsnpp import NCSNpp
 
@@ -63,7 +64,7 @@ def layout(params: Any) -> list[Slot]:
     return sorted(map(slot, range(len(leaves))), key=order)
 
 
-def to_flax(slots: list[Slot], tensors: Sequence[np.ndarray], params: Any) -> Any:
+def to_flax(slots: list[Slot], tensors: Sequence[Float[np.ndarray, "..."]], params: Any) -> Any:
     """A float32 tree like `params`, from tensors in the order of the slots."""
     leaves: list[Any] = [None] * len(slots)
     for slot, tensor in zip(slots, tensors, strict=True):
@@ -71,7 +72,7 @@ def to_flax(slots: list[Slot], tensors: Sequence[np.ndarray], params: Any) -> An
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def from_flax(slots: list[Slot], params: Any) -> list[np.ndarray]:
+def from_flax(slots: list[Slot], params: Any) -> list[Float[np.ndarray, "..."]]:
     """The tensors of a tree of parameters, in the order of the slots."""
     leaves = jax.tree.leaves(params)
     return [np.asarray(leaves[slot.leaf]).transpose(slot.axes) for slot in slots]

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from score_st.array_types import Shaped
+
 STORAGES: dict[str, Any] = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -64,7 +66,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def array(self) -> np.ndarray:
+    def array(self) -> Shaped[np.ndarray, "..."]:
         """The tensor as a read-only array.
 
         Raises:
@@ -264,7 +266,7 @@ ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
 }
 
 
-def dump(node: Any, arrays: list[np.ndarray]) -> Iterator[bytes]:
+def dump(node: Any, arrays: list[Shaped[np.ndarray, "..."]]) -> Iterator[bytes]:
     """The instructions of protocol 2 that build `node`.
 
     Args:
