@@ -1,6 +1,7 @@
 """README and docs/: links, names, code, and commands that exist as they are written."""
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -12,12 +13,14 @@ import pytest
 from support.commands import TINY
 
 from score_st import config
+from score_st.diffusion import sde, time_sampling, weighting
 from score_st.runtime import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = "score_st|docs|tests|configs|launch|colab"
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+TRAINING, BOUNDED = ROOT / "docs/training.md", {"training.unbounded_parametrization": "False"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -120,6 +123,25 @@ def test_pages_have_commands():
         *("CHANGELOG.md", "api.md", "departures.md", "extend.md", "index.md", "layout.md", "mathematics.md"),
         *("plans.md", "python.md"),
     }
+
+
+def test_the_table_of_official_keys():
+    """docs/training.md has the time sampler and the weighting that the official keys mean."""
+    rows = re.findall(
+        r"^\| (VP.*|RVE) \| (`.*`) \| (`.*`) \| `(\w+)` \| `(\w+)` \|$", TRAINING.read_text(), re.MULTILINE
+    )
+    assert len(rows) == 6
+    named = {"VP, sub-VP, VE": ("vpsde", "subvpsde", "vesde"), "RVE": ("reciprocal_vesde",)}
+    for family, importance, likelihood, sampler, weight in rows:
+        choices = itertools.product(
+            named[family], *(re.findall("True|False", cell) for cell in (importance, likelihood))
+        )
+        for name, *values in choices:
+            keys = dict(zip(("importance_sampling", "likelihood_weighting"), values, strict=True), sde=name)
+            settings = config.load(DIGITS, {f"training.{key}": value for key, value in keys.items()} | BOUNDED)
+            diffusion = sde.from_config(settings)
+            assert time_sampling.from_config(settings, diffusion) is time_sampling.TIME_SAMPLERS[sampler]
+            assert weighting.from_config(settings, diffusion) is weighting.WEIGHTINGS[weight]
 
 
 QUICK = TINY | {"training.n_iters": "20", "training.snapshot_freq": "20", "training.log_freq": "10"}
