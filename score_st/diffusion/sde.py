@@ -111,7 +111,7 @@ class SDE(abc.ABC):
     def time(self, logsnr: Times) -> Times:
         """The t between 0 and T with this logSNR, by bisection."""
 
-        def bisect(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        def bisect(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = 0.5 * (low + high)
             above = self.logsnr(middle) > logsnr
@@ -408,7 +408,7 @@ class RVE(VE):
         if self._linear():
             return 1 / s
 
-        def bisect(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        def bisect(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = 0.5 * (low + high)
             above = sum(self._terms(middle)) > jnp.exp(-logsnr)  # σ² falls in 1/t
