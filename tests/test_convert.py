@@ -77,7 +77,7 @@ def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
     convert.main([*common, "--from", str(tmp_path / "digits.pth")], one_device)
     sample.main([*common, "--num", "2"], one_device)
     assert json.loads((workdir / "samples/samples.json").read_text())["settings"]["step"] == 7
-    train.main(common)
+    train.main(common, one_device)
     with checkpoints.manager(workdir, read_only=True) as manager:
         assert manager.latest_step() == 9
     assert [json.loads(line)["step"] for line in Path(workdir / "metrics.jsonl").open()] == [8, 9]

@@ -35,10 +35,13 @@ def sigmas(config: ConfigDict) -> Float[np.ndarray, " N"]:
     return np.array([math.exp(log) for log in logs])  # np.exp's last bit depends on the processor
 
 
-def _require_ncsnpp(config: ConfigDict) -> None:
-    """Raises ConfigError if the network has no form in PyTorch."""
+def _require_convertible(config: ConfigDict) -> None:
+    """Raises ConfigError if the official code has no such network or optimizer."""
     if not isinstance(networks.from_config(config), NCSNpp):
         raise ConfigError(f"config.model.name={config.model.name}: only NCSN++ networks can be converted")
+    if config.optim.optimizer not in optimizer.BETA2:
+        names = " and ".join(optimizer.BETA2)
+        raise ConfigError(f"config.optim.optimizer={config.optim.optimizer}: only {names} can be converted")
 
 
 def _get(tree: Any, key: Any, kind: type, name: str) -> Any:
@@ -157,7 +160,7 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
     Raises:
       ConfigError: the content doesn't fit the configuration; the message names the tensor.
     """
-    _require_ncsnpp(config)
+    _require_convertible(config)
     if not isinstance(checkpoint, dict):
         raise ConfigError("the content is not a dictionary, as in checkpoints of Soft Truncation and score_sde")
     if "model" not in checkpoint and checkpoint and all(isinstance(v, np.ndarray) for v in checkpoint.values()):
@@ -191,9 +194,9 @@ def state_to_torch(current: state.TrainState, config: ConfigDict) -> dict[str, A
     """The dictionary that the official code would have saved, for `pytorch.file.write`.
 
     Raises:
-      ConfigError: the network has no form in PyTorch.
+      ConfigError: the official code has no such network or optimizer.
     """
-    _require_ncsnpp(config)
+    _require_convertible(config)
     slots, optim, step = layout(current.params), config.optim, int(current.step)
     adam = _adam_state(current.opt_state)
     count = int(adam.count)
@@ -259,7 +262,12 @@ def compare(
     Returns:
       The maximal relative errors max |a - b| / max |b| of each output in `golden`, computed in float32 and float64:
       {"model_out_raw": {"float32": ..., "float64": ...}, ...}.
+
+    Raises:
+      ConfigError: the official code has no such parametrization.
     """
+    if model.parametrization.input_scale or model.parametrization.skip:
+        raise ConfigError("model.parametrization: official outputs have no input scale and no skip to compare with")
     errors: dict[str, dict[str, float]] = {}
     for dtype in (jnp.float32, jnp.float64):
         for name, output in _outputs(config, model, current, golden, dtype).items():

@@ -147,24 +147,45 @@ def test_ema_and_optimizer_leave_out_fixed_frequencies(tmp_path, name):
     chex.assert_trees_all_equal(back, start)
 
 
-def test_only_ncsnpp_can_be_converted():
-    class Other(nn.Module):
-        @nn.compact
-        def __call__(self, x, time_cond, train=False, log_time_cond=None):
-            return nn.Dense(x.shape[-1])(x)
+class OtherNetwork(nn.Module):
+    @nn.compact
+    def __call__(self, x, time_cond, train=False, log_time_cond=None):
+        return nn.Dense(x.shape[-1])(x)
 
-    networks.NETWORKS["other_network"] = lambda config: Other()
+
+@pytest.mark.parametrize(
+    "table, entry, key, message",
+    [
+        (networks.NETWORKS, lambda settings: OtherNetwork(), "model__name", "only NCSN.. networks can be converted"),
+        (
+            optimizer.OPTIMIZERS,
+            lambda optim, lr, mask: optax.sgd(lr),
+            "optim__optimizer",
+            "only Adam and AdamW can be converted",
+        ),
+    ],
+    ids=["network", "optimizer"],
+)
+def test_networks_and_optimizers_of_a_user_are_not_converted(table, entry, key, message):
+    table["other"] = entry
     try:
-        settings = config.load(CIFAR10, overrides(model__name="other_network"))
+        settings = config.load(CIFAR10, overrides(**{key: "other"}))
         model = DiffusionModel.from_config(settings)
-        for convert in (
-            lambda: torch_checkpoint.state_from_torch(official_content(), settings, model),
-            lambda: torch_checkpoint.state_to_torch(converted(official_content()), settings),
-        ):
-            with pytest.raises(ConfigError, match="model.name=other_network: only NCSN.. networks can be converted"):
-                convert()
+        with pytest.raises(ConfigError, match=f"=other: {message}"):
+            torch_checkpoint.state_from_torch(official_content(), settings, model)
+        with pytest.raises(ConfigError, match=f"=other: {message}"):
+            torch_checkpoint.state_to_torch(converted(official_content()), settings)
     finally:
-        del networks.NETWORKS["other_network"]
+        del table["other"]
+
+
+def test_a_parametrization_with_a_skip_is_not_compared():
+    settings, model = tiny()
+    form = dataclasses.replace(model.parametrization, skip=jnp.zeros_like)
+    with pytest.raises(ConfigError, match="no skip to compare with"):
+        torch_checkpoint.compare(
+            settings, dataclasses.replace(model, parametrization=form), converted(official_content()), {}
+        )
 
 
 WEIGHT = "module.all_modules.3.Conv_0.weight"
