@@ -307,7 +307,7 @@ def unknown_entries(config: ConfigDict | dict) -> list[str]:
     """The keys of `config` whose value is no entry of their table."""
     flat = flatten(config)
     known = lambda name, table: name in table or str(name).lower() in table
-    return [key for key, table in Table.all.items() if flat.get(key) and not known(flat[key], table)]
+    return sorted(key for key, table in Table.all.items() if flat.get(key) and not known(flat[key], table))
 
 
 def add_entries(config: ConfigDict | dict, workdir: str | Path) -> None:

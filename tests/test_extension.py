@@ -176,6 +176,6 @@ def test_an_entry_that_is_missing_is_named(workdir, tmp_path):
     (tmp_path / "run/config.py").unlink()
     code = "import sys, score_st\ntry: score_st.load(sys.argv[1])\nexcept score_st.ConfigError as error: print(error)"
     ran = python(code, tmp_path / "run")
-    line = f"{tmp_path}/run/config.json: training.sde='cosine' is unknown, and {tmp_path}/run/config.py, which should"
+    line = f"{tmp_path}/run/config.json: data.dataset='SQUARES' is unknown, and {tmp_path}/run/config.py, which should"
     assert ran.stdout == f"{line} add it, is not there\n", ran.stderr
     assert score_st.ConfigError is config.ConfigError
