@@ -20,7 +20,7 @@ Transition = Callable[[SDE, Array, Array], tuple[Array, Array]]
 
 
 def exact_transition(sde: SDE, t: Times, s: Times) -> tuple[Times, Times]:
-    """a and v of p(x_t | x_s) = N(a x_s, v I), s < t."""
+    """Returns a and v of p(x_t | x_s) = N(a x_s, v I), s < t."""
     a = jnp.exp(sde.log_alpha(t) - sde.log_alpha(s))
     return a, -jnp.square(sde.sigma(t)) * jnp.expm1(sde.logsnr(t) - sde.logsnr(s))
 

@@ -26,17 +26,17 @@ Images = Float[Array, "B ..."]
 
 
 def uniform_grid(sde: SDE, n: int) -> Float[Array, " steps"]:
-    """n steps, even in t."""
+    """Makes n steps, even in t."""
     return jnp.linspace(sde.T, sde.eps, n + 1)
 
 
 def quadratic_grid(sde: SDE, n: int) -> Float[Array, " steps"]:
-    """n steps, even in √t: finer at small times (Song et al. 2021a, appendix D.2)."""
+    """Makes n steps, even in √t: finer at small times (Song et al. 2021a, appendix D.2)."""
     return jnp.square(jnp.linspace(sde.T**0.5, sde.eps**0.5, n + 1)).at[0].set(sde.T).at[n].set(sde.eps)
 
 
 def _ratio_grid(sde: SDE, n: int, power: float) -> jax.Array:
-    """n steps, even in a power of σ/α, or for 0 in its logarithm."""
+    """Makes n steps, even in a power of σ/α, or for 0 in its logarithm."""
     ends = sde.logsnr(jnp.array([sde.T, sde.eps]))
     if power:
         ends = jnp.exp(-0.5 * power * ends)
@@ -46,12 +46,12 @@ def _ratio_grid(sde: SDE, n: int, power: float) -> jax.Array:
 
 
 def logsnr_grid(sde: SDE, n: int) -> Float[Array, " steps"]:
-    """n steps, even in logSNR."""
+    """Makes n steps, even in logSNR."""
     return _ratio_grid(sde, n, 0)
 
 
 def edm_grid(sde: SDE, n: int) -> Float[Array, " steps"]:
-    """n steps, even in (σ/α)^(1/7) (Karras et al. 2022, eq. 5)."""
+    """Makes n steps, even in (σ/α)^(1/7) (Karras et al. 2022, eq. 5)."""
     return _ratio_grid(sde, n, 1 / 7)
 
 

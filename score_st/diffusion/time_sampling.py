@@ -98,12 +98,12 @@ class Averaged:
 
 
 def low_discrepancy(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
-    """u in [0, 1), each uniform, together evenly spread (Kingma et al. 2021, appendix I.1)."""
+    """Draws u in [0, 1), each uniform, together evenly spread (Kingma et al. 2021, appendix I.1)."""
     return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
 
 
 def stratified(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
-    """u in [0, 1), one in each of n equal parts, in random order: each value is independent of its place."""
+    """Draws u in [0, 1), one in each of n equal parts, in random order: each value is independent of its place."""
     order, jitter = jax.random.split(key)
     return (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
 

@@ -20,22 +20,22 @@ class Weighting(Protocol):
 
 
 def variance(sde: SDE, t: Times) -> Times:
-    """c = 1, that is λ = σ² (Song et al. 2021)."""
+    """The weighting c = 1, that is λ = σ² (Song et al. 2021)."""
     return jnp.ones_like(t)
 
 
 def likelihood(sde: SDE, t: Times) -> Times:
-    """c = g²/σ², that is λ = g², which bounds −log p (Song et al. 2021b)."""
+    """The weighting c = g²/σ², that is λ = g², which bounds −log p (Song et al. 2021b)."""
     return sde.diffusion2(t) / jnp.square(sde.sigma(t))
 
 
 def reciprocal(sde: SDE, t: Times) -> Times:
-    """c = 1/t², which the official code has for RVE; with η = σ_min it is the likelihood's up to a constant."""
+    """The weighting c = 1/t², which the official code has for RVE; with η = σ_min it is ∝ g²/σ²."""
     return 1 / jnp.square(t)
 
 
 def reciprocal_likelihood(sde: SDE, t: Times) -> Times:
-    """c = g²/(σ² t²): what the official code trains RVE with if likelihood_weighting=True."""
+    """The weighting c = g²/(σ² t²): what the official code trains RVE with if likelihood_weighting=True."""
     return likelihood(sde, t) / jnp.square(t)
 
 

@@ -223,8 +223,8 @@ def jitted(config: TrainStepConfig, several: bool = False) -> Any:
 def jitted_eval_loss(config: TrainStepConfig) -> Any:
     """`eval_loss` compiled for the mesh."""
     params, replicated = config.state_shardings.params, sharding.replicated(config.mesh)
-    shardings = dict(in_shardings=(params, sharding.sharded(config.mesh), replicated), out_shardings=replicated)
-    return jax.jit(functools.partial(eval_loss, config=config), **shardings)
+    inputs = (params, sharding.sharded(config.mesh), replicated)
+    return jax.jit(functools.partial(eval_loss, config=config), in_shardings=inputs, out_shardings=replicated)
 
 
 def from_config(config, mesh: Mesh) -> TrainStepConfig:
