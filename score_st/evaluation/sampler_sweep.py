@@ -44,7 +44,7 @@ def with_evaluations(config: ConfigDict, name: str, nfe: float) -> ConfigDict:
             config.sampling.update(rtol=nfe, atol=nfe)
     steps = samplers.from_config(generation.with_sampler(config, sampler, None))  # raises for an unknown name
     if isinstance(steps, samplers.PredictorCorrector):
-        generation.with_sampler(config, None, max(round(nfe / steps.evaluations_per_step), 1))
+        generation.with_sampler(config, None, max(round(nfe / max(steps.evaluations_per_step, 1)), 1))
     return config
 
 
