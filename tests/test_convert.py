@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from support import commands
 from support.official import CHECKPOINT, CIFAR10, FIXTURES, assert_same_content, flags, official_content
 
-from score_st import config, convert, sample, train
+from score_st import convert, sample, train
 from score_st.config import ConfigError
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
@@ -65,12 +66,18 @@ def test_what_is_refused_leaves_nothing(tmp_path, capsys, one_device):
 
 def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
     """A network for digits as a .pth file is converted, sampled from, and trained."""
-    name, workdir = "vp/DIGITS/ddpmpp_nll_st", tmp_path / "run"
-    settings = flags(data__image_size=8, model__ch_mult=(1,), model__attention=False, training__n_iters=9)
-    settings += ["--config.eval.enable_bpd=False", "--config.training.snapshot_sampling=False"]
-    settings += ["--config.sampling.method=pc", "--config.model.num_scales=3", "--config.training.batch_size=16"]
-    common = ["--config", name, *settings, "--workdir", str(workdir)]
-    configuration = config.load(name, dict(flag.removeprefix("--config.").split("=", 1) for flag in settings))
+    workdir = tmp_path / "run"
+    settings = commands.SHORT | dict(
+        training__n_iters=9, training__log_freq=1, sampling__method="pc", model__num_scales=3
+    )
+    common = [
+        "--config",
+        str(commands.ROOT / commands.DIGITS),
+        *commands.overrides(**settings),
+        "--workdir",
+        str(workdir),
+    ]
+    configuration = commands.tiny(**settings)
     start = step.from_config(configuration, one_device).create(jax.random.key(0))
     start = dataclasses.replace(start, step=jnp.int32(7), ema_updates=jnp.int32(5))
     torch_file.write(tmp_path / "digits.pth", torch_checkpoint.state_to_torch(start, configuration))
