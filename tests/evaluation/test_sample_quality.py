@@ -24,9 +24,9 @@ SETTINGS = ["--config", DIGITS, "--config.eval.batch_size=104"]
 def folder(tmp_path):
     """With digits that are trained on as samples, and others and noise beside them."""
     images = pipeline.load(config.load(DIGITS), "train")
-    np.savez(tmp_path / "samples.npz", samples=images[:104])
-    np.savez(tmp_path / "others.npz", samples=images[104:208])
-    np.savez(tmp_path / "noise.npz", samples=RNG(0).integers(0, 17, (104, 8, 8, 1), np.uint8))
+    np.savez(tmp_path / "samples.npz", samples=images[:56])
+    np.savez(tmp_path / "others.npz", samples=images[104:160])
+    np.savez(tmp_path / "noise.npz", samples=RNG(0).integers(0, 17, (56, 8, 8, 1), np.uint8))
     return tmp_path
 
 
@@ -38,17 +38,17 @@ def run(mesh, folder, metrics: str, *more) -> dict:
 @pytest.mark.skipif(not efficientnet.find_weights(), reason="the extra fid is not installed")
 def test_command_with_efficientnet(one_device, folder, capsys):
     """Other digits are near, noise is far; every figure says what it is."""
-    argv = ["--config.eval.batch_size=56", "--features", "efficientnet-lite0", "--reference", folder / "others.npz"]
+    argv = ["--config.eval.batch_size=28", "--features", "efficientnet-lite0", "--reference", folder / "others.npz"]
     near = run(one_device, folder, "fid,kid,precision_recall", *argv)
     shown = capsys.readouterr()
-    assert "features of samples 56/104" in shown.out and "images/s" in shown.out and "left" in shown.out
-    assert "FD-efficientnet-lite0 of 104 samples" in shown.err and "singular" in shown.err
+    assert "features of samples 28/56" in shown.out and "images/s" in shown.out and "left" in shown.out
+    assert "FD-efficientnet-lite0 of 56 samples" in shown.err and "singular" in shown.err
     assert json.loads((folder / "eval/quality.json").read_text()) == json.loads(json.dumps(near))
     names = ["FD-efficientnet-lite0", "KID-efficientnet-lite0", "precision-efficientnet-lite0"]
     assert list(near["figures"]) == [*names, "recall-efficientnet-lite0"]
     for figure in near["figures"].values():
         assert figure["features"] == "efficientnet-lite0" and figure["resizing"] == "clean"
-        assert figure["samples"] == 104 and figure["reference"] == f"{folder / 'others.npz'} (104 images)"
+        assert figure["samples"] == 56 and figure["reference"] == f"{folder / 'others.npz'} (56 images)"
     assert near["weights_sha256"].startswith("57934424") and near["versions"]["jax"]
     far = run(one_device, folder, "fid,kid,precision_recall", *argv, "--samples", folder / "noise.npz")
     near, far = ([figure["value"] for figure in result["figures"].values()] for result in (near, far))
