@@ -35,9 +35,9 @@ SETTINGS |= {"sampling.method": "pc", "sampling.predictor": "ddim", "sampling.st
 def runs(tmp_path_factory, one_device):
     """A folder with `runs/digits`, whose checkpoint has random weights."""
     folder = tmp_path_factory.mktemp("api")
-    made = config.load(DIGITS, SETTINGS)
-    claim_workdir(folder / "runs/digits", made, bool)
-    rng, like = np.random.default_rng(0), step.from_config(made, one_device).abstract_state
+    settings = config.load(DIGITS, SETTINGS)
+    claim_workdir(folder / "runs/digits", settings, bool)
+    rng, like = np.random.default_rng(0), step.from_config(settings, one_device).abstract_state
     weights = jax.tree.map(lambda a: rng.normal(0, 0.03, a.shape).astype(a.dtype), like)
     with checkpoints.manager(folder / "runs/digits") as manager:
         checkpoints.save(manager, dataclasses.replace(weights, step=np.zeros((), np.int32)))
@@ -86,8 +86,8 @@ def test_closed_forms():
     settings |= {f"{section}.{key}": 1e-6 for section in ("eval", "sampling") for key in ("rtol", "atol")}
     changed = config.load(DIGITS, {key: str(value) for key, value in (SETTINGS | settings).items()})
     plain = parametrization.Parametrization(lambda t: t, jnp.ones_like)
-    made = dataclasses.replace(DiffusionModel.from_config(changed), network=GaussianNet(), parametrization=plain)
-    model, n = score_st.Model({}, FrozenConfigDict(changed), custom=made), 512
+    exact = dataclasses.replace(DiffusionModel.from_config(changed), network=GaussianNet(), parametrization=plain)
+    model, n = score_st.Model({}, FrozenConfigDict(changed), custom=exact), 512
     assert model.image_shape == SHAPE
     x = GAUSSIAN.sample(jax.random.key(0), n)
     np.testing.assert_allclose(

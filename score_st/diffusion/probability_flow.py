@@ -17,7 +17,7 @@ SOLVERS = Table("eval.solver", {name: name for name in ("Dopri5", "Tsit5", "Dopr
 
 
 def flow_at(
-    score: Score, sde: SDE, t: Float[Array, " B"], x: Float[Array, "B ..."], lambda_: float = 0.0
+    score: Score, sde: SDE, t: Float[Array, " B"], x: Float[Array, "B ..."], lambda_: Float[Array, ""] | float = 0.0
 ) -> Float[Array, "B ..."]:
     """dx/dlogSNR of the probability flow at t.
 
@@ -29,7 +29,11 @@ def flow_at(
 
 
 def flow(
-    score: Score, sde: SDE, logsnr: Float[Array, " B"], x: Float[Array, "B ..."], lambda_: float = 0.0
+    score: Score,
+    sde: SDE,
+    logsnr: Float[Array, " B"],
+    x: Float[Array, "B ..."],
+    lambda_: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, "B ..."]:
     """`flow_at` the time of this logSNR. As a function of t the flow is singular at 0; of logSNR it is not."""
     return flow_at(score, sde, jnp.clip(sde.time(logsnr), sde.eps, sde.T), x, lambda_)

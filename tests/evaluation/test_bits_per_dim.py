@@ -29,9 +29,9 @@ def official(name: str):
 
     It maps (t [B], x, probe, λ) to the flow at t, the probe through its Jacobian onto itself [B], and the score.
     """
-    made, exp, params, _ = family(name)
+    settings, model, params, _ = family(name)
     diffusion = OfficialVP() if name == "a" else OfficialRVE(sigma_min=1e-3, sigma_max=50.0, eta=1e-3)
-    function = parametrization.from_config(made, diffusion).score(exp.apply(params))
+    function = parametrization.from_config(settings, diffusion).score(model.apply(params))
     draws = {key: jnp.asarray(nhwc(OFFICIAL[f"in/{key}"])) for key in ("eps_hutch", "z_pert", "z_rec", "z_elbo")}
     img = jnp.asarray(nhwc(OFFICIAL["in/img"]))
 
@@ -41,7 +41,7 @@ def official(name: str):
         value, tangent = jax.jvp(flow, (x,), (probe,))
         return value, sum_dims(tangent * probe), function(x, t)
 
-    return diffusion, 2 * img - 1 if made.data.centered else img, draws, push
+    return diffusion, 2 * img - 1 if settings.data.centered else img, draws, push
 
 
 @pytest.fixture
@@ -102,16 +102,16 @@ def test_official_residual_and_bound(name, x64):
 
 def test_official_nll():
     """From x_ε with the residual; the official solver itself is up to 1.6e-3 bits/dim off for other images."""
-    made, exp, params, _ = family("a")
+    settings, model, params, _ = family("a")
     last = max(params, key=lambda module: int(module.split("_")[-1]))
     scaled = params | {last: jax.tree.map(lambda a: a * OFFICIAL["a/none/nll_out_scale"], params[last])}
     diffusion, x, draws, _ = official("a")
-    function = parametrization.from_config(made, diffusion).score(exp.apply(scaled))
+    function = parametrization.from_config(settings, diffusion).score(model.apply(scaled))
     x, (probe, z, z_rec) = x[:1], (draws[key][:1] for key in ("eps_hutch", "z_pert", "z_rec"))
     eps = jnp.full(1, diffusion.eps)
     mean, std = diffusion.marginal(x, eps)
     solver = probability_flow.Solver(7e-5, 7e-5, method="Bosh3")
-    run = jax.jit(lambda x: likelihood.nll(function, exp.sde, x, probe[:, None], solver))
+    run = jax.jit(lambda x: likelihood.nll(function, model.sde, x, probe[:, None], solver))
     result = run(mean + expand(std, x) * z)
     nats = result.total + losses.reconstruction(function, diffusion, x, eps, z_rec)
     assert bool(result.reached.all())
@@ -153,13 +153,13 @@ def toy(diffusion, function, shape, levels, dequantization="lossless", **options
     model = DiffusionModel.from_config(config.load("vp/DIGITS/ddpmpp_nll_st"))
     scaler = preprocessing.Scaler(levels, True, dequantization)
     parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    exp = ScoreModel(**parts | {"image_shape": shape, "sde": diffusion, "scaler": scaler}, function=function)
+    model = ScoreModel(**parts | {"image_shape": shape, "sde": diffusion, "scaler": scaler}, function=function)
     half_bin = 1 / (levels - 1)
     log_mass = functools.partial(losses.discretized_gaussian, low=-1.0, high=1.0, half_bin=half_bin)
     both = lambda key, shape: jnp.broadcast_to(jnp.array([[1, 1], [1, -1.0]]).reshape(2, 1, 2, 1), shape)
     options = dict(probe=both, probes=2, log_mass=log_mass) | options
     options["half_bin"] = half_bin if dequantization == "truncated_normal" else 0.0
-    return image_terms.Evaluation(exp, probability_flow.Solver(1e-5, 1e-5), **options)
+    return image_terms.Evaluation(model, probability_flow.Solver(1e-5, 1e-5), **options)
 
 
 @pytest.mark.parametrize("dequantization", ["lossless", "truncated_normal"])
@@ -168,21 +168,21 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
     diffusion = sde.VP(
         eps=0.005, beta_max=40.0
     )  # σ_ε is 1/30 of the levels' distance, and nothing of x_0 is left at T
-    made = toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, dequantization)
-    terms = jax.jit(made.nll)({}, PAIRS, jnp.arange(len(PAIRS)), jax.random.key(0))
-    assert made.offset("nll") == 0 and bool(terms["reached"].all())
+    evaluation = toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, dequantization)
+    terms = jax.jit(evaluation.nll)({}, PAIRS, jnp.arange(len(PAIRS)), jax.random.key(0))
+    assert evaluation.offset("nll") == 0 and bool(terms["reached"].all())
     p = 2.0 ** -(2 * image_terms.total(terms))
     np.testing.assert_allclose(p, PAIRS_P, rtol=2e-3)
     np.testing.assert_allclose(p.sum(), 1, atol=1e-3)
 
 
 def test_importance_weighted_bound_tightens():
-    """Truncated normal dequantisation of a continuous model: above the exact mass of the bins, less so with more."""
+    """Truncated normal dequantization of a continuous model: above the exact mass of the bins, less so with more."""
     diffusion = SDES["vesde"]
     model, levels = Gaussian(0.1, 0.02), 41  # σ_ε = 0.01 and bins of ±0.025: the density varies in a bin
     one = lambda key, shape: jnp.ones(shape)
     images, indices = jnp.full((256, 1, 1, 1), 22, jnp.uint8), jnp.arange(256)
-    made = [
+    evaluations = [
         toy(
             diffusion,
             lambda params: model.score(diffusion),
@@ -195,7 +195,7 @@ def test_importance_weighted_bound_tightens():
         )
         for k in (1, 16)
     ]
-    bits = [image_terms.total(jax.jit(m.nll)({}, images, indices, jax.random.key(1))) for m in made]
+    bits = [image_terms.total(jax.jit(m.nll)({}, images, indices, jax.random.key(1))) for m in evaluations]
     std = np.hypot(0.02, float(diffusion.sigma(jnp.float32(diffusion.eps))))
     center, half = 22 / 20 - 1, 1 / 40
     exact = -np.log2(np.diff(stats.norm.cdf([center - half, center + half], 0.1, std))[0])
@@ -211,7 +211,7 @@ def test_importance_weighted_bound_tightens():
 
 @pytest.mark.parametrize("lambda_", [0.5, 1.0, 2.0])
 def test_bound_of_the_reverse_sde_of_lambda(lambda_):
-    """Its diffusion term is the sum of relative entropies of a fine chain of generalised DDIM (Song et al. 2020)."""
+    """Its diffusion term is the sum of relative entropies of a fine chain of generalized DDIM (Song et al. 2020)."""
     diffusion, model, x0, n = SDES["vpsde"], Gaussian(0.1, 0.4), 0.7, 16000
     with jax.enable_x64(True):
         function = model.score(diffusion)
@@ -250,7 +250,7 @@ def test_evaluations_are_counted(name):
         jax.debug.callback(lambda s: calls.append(float(s)), s)
         return -x
 
-    x, evaluations, _ = jax.jit(lambda x: solver.solve(field, x, 0.0, 2.0))(jnp.ones((1, 2)))
+    x, evaluations, _ = jax.jit(lambda x: solver.solve(field, x, jnp.float32(0), jnp.float32(2)))(jnp.ones((1, 2)))
     jax.effects_barrier()
     assert abs(len(calls) - int(evaluations[0])) <= 1
     np.testing.assert_allclose(x, np.exp(-2), atol=1e-3)
@@ -263,16 +263,16 @@ def test_errors_over_images_and_repeats():
     image = rng.normal(3.0, 0.5, n)
     u = [np.asarray(time_sampling.stratified(jax.random.key(r), n)) for r in range(count)]
     repeats = [{"prior": image, "trace": 4 * (a - 0.5)} for a in u]
-    found = bits_per_dim.summary("nelbo", repeats, 1.0)
-    assert found["nelbo"] == pytest.approx(1 + image.mean(), abs=1e-3)
-    assert found["nelbo_stderr_images"] == pytest.approx(0.5 / n**0.5, rel=0.25)
-    assert found["nelbo_stderr_repeats"] < 1e-3  # times are stratified over the images
+    figures = bits_per_dim.summary("nelbo", repeats, 1.0)
+    assert figures["nelbo"] == pytest.approx(1 + image.mean(), abs=1e-3)
+    assert figures["nelbo_stderr_images"] == pytest.approx(0.5 / n**0.5, rel=0.25)
+    assert figures["nelbo_stderr_repeats"] < 1e-3  # times are stratified over the images
     assert bits_per_dim.summary("nelbo", repeats[:1], 0.0)["nelbo_stderr_images"] is None
     reached = np.arange(n) != 7
     lost = [{"prior": np.where(reached, image, np.nan), "nfe": np.full(n, 8), "reached": reached}]
-    found = bits_per_dim.summary("nll", lost, 0.0)
-    assert found["nll_unreached"] == [7] and found["nll"] == pytest.approx(image[reached].mean())
-    assert found["nll_stderr_repeats"] is None and found["nll_nfe"] == 8
+    figures = bits_per_dim.summary("nll", lost, 0.0)
+    assert figures["nll_unreached"] == [7] and figures["nll"] == pytest.approx(image[reached].mean())
+    assert figures["nll_stderr_repeats"] is None and figures["nll_nfe"] == 8
 
 
 def test_gradient_by_time():
@@ -302,7 +302,7 @@ def test_gradient_by_time():
     ],
 )
 def test_what_is_left_out(changes, names):
-    made = config.load("vp/DIGITS/ddpmpp_nll_st", changes)
+    settings = config.load("vp/DIGITS/ddpmpp_nll_st", changes)
 
     class Runner(runner.ImageRunner):
         def __init__(self):
@@ -315,12 +315,12 @@ def test_what_is_left_out(changes, names):
             counts = {} if name == "nelbo" else {"nfe": np.ones(4), "reached": np.ones(4, bool)}
             return {"prior": np.ones(4), "reconstruction": np.zeros(4)} | counts
 
-    exp = DiffusionModel.from_config(made)
-    found = bits_per_dim.compute(image_terms.from_config(made, exp), Runner(), made.eval)
-    assert {name for name in bits_per_dim.FIGURES if name in found} == names
+    model = DiffusionModel.from_config(settings)
+    figures = bits_per_dim.compute(image_terms.from_config(settings, model), Runner(), settings.eval)
+    assert {name for name in bits_per_dim.FIGURES if name in figures} == names
 
 
 def test_nothing_to_compute():
-    made = config.load("vp/DIGITS/ddpmpp_nll_st", {"eval.nll_iter": "0", "eval.nelbo_iter": "0"})
+    settings = config.load("vp/DIGITS/ddpmpp_nll_st", {"eval.nll_iter": "0", "eval.nelbo_iter": "0"})
     with pytest.raises(config.ConfigError, match="nothing to compute; 1 is once"):
-        image_terms.from_config(made, DiffusionModel.from_config(made))
+        image_terms.from_config(settings, DiffusionModel.from_config(settings))

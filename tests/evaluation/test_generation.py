@@ -1,4 +1,4 @@
-"""The commands that sample: shards, going on after a kill, pictures, and what they refuse."""
+"""The commands that sample: shards, resuming after a kill, pictures, and refusals."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from score_st.evaluation import editing, generation
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_killed_run_goes_on_with_the_next_shard(arguments, one_device, tmp_path):
-    """SIGKILL after the second shard of many; the images are those of a run in one piece, shards of which stay."""
+def test_a_killed_run_resumes_with_the_next_shard(arguments, one_device, tmp_path):
+    """SIGKILL after the second shard of many; the images are those of an uninterrupted run; its shards stay."""
     out, steps = tmp_path / "cut", "--config.sampling.steps=400"  # long enough to be caught at it
     command = [sys.executable, "-m", "score_st.sample", *arguments(steps, "--num", 50, "--out", out)]
     environment = os.environ | {"XLA_FLAGS": ""}
@@ -31,15 +31,15 @@ def test_a_killed_run_goes_on_with_the_next_shard(arguments, one_device, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in out.glob("samples_*.npz")}
     assert 2 <= len(before) < 9
     sample.main(arguments(steps, "--num", 50, "--out", out), one_device)
-    sample.main(arguments(steps, "--num", 50, "--out", tmp_path / "whole"), one_device)
+    sample.main(arguments(steps, "--num", 50, "--out", tmp_path / "uncut"), one_device)
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    first, second = (generation.read_shards(tmp_path / name) for name in ("cut", "whole"))
+    first, second = (generation.read_shards(tmp_path / name) for name in ("cut", "uncut"))
     assert first.shape == (50, 8, 8, 1) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, second)
     assert len(list(out.glob("samples_*.npz"))) == 9 and not list(out.glob(".*"))
 
 
-def test_more_images_go_on_where_fewer_ended(arguments, one_device, tmp_path, capsys):
+def test_more_images_continue_where_fewer_ended(arguments, one_device, tmp_path, capsys):
     sample.main(arguments("--num", 8, "--out", tmp_path / "a"), one_device)
     few = generation.read_shards(tmp_path / "a")
     sample.main(arguments("--num", 14, "--out", tmp_path / "a"), one_device)

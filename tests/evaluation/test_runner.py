@@ -1,4 +1,4 @@
-"""Long evaluations that are killed and go on, and what is never taken from a file."""
+"""Evaluations that are killed and resumed, and what is never taken from a file."""
 
 import json
 
@@ -23,7 +23,7 @@ def figure(params, images, indices, key):
 
 
 def evaluate(mesh, path, settings, computed, stop=None):
-    """Three repeats over all images; `computed` counts batches, and `stop` is how many this run lives."""
+    """Three repeats over all images; `computed` counts batches, and `stop` is how many this run computes."""
     run = runner.ImageRunner({"w": jnp.float32(0.3)}, IMAGES, 8, 0, runner.open_results(path, settings), mesh)
     compiled = jax.jit(figure)
 
@@ -41,14 +41,14 @@ def same(a, b):
 
 
 def test_killed_five_times_and_torn(tmp_path, one_device):
-    whole = evaluate(one_device, tmp_path / "whole.jsonl", {"step": 1}, [])
+    uninterrupted = evaluate(one_device, tmp_path / "uninterrupted.jsonl", {"step": 1}, [])
     path, computed = tmp_path / "eval" / "bpd.jsonl", []
     for stop in np.cumsum(np.random.default_rng(1).integers(1, 5, 5)):
         with pytest.raises(Killed):
             evaluate(one_device, path, {"step": 1}, computed, int(stop))
         with path.open("a") as file:  # the line that was being written
             file.write('{"job": ["nll", 0, 6], "seconds": 0.1, "result": {"prior": [1.0, 2')
-    assert same(evaluate(one_device, path, {"step": 1}, computed), whole)
+    assert same(evaluate(one_device, path, {"step": 1}, computed), uninterrupted)
     assert len(computed) == 21  # 7 batches, 3 repeats: none twice
     evaluate(one_device, path, {"step": 1}, computed)
     assert len(computed) == 21
