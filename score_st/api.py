@@ -160,7 +160,8 @@ class Model:
         integer = jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)
         scaler, dims = self.diffusion_model.scaler, math.prod(self.image_shape)
         nats = -self.log_likelihood(x, key)
-        return likelihood.bits_per_dim(nats, dims, scaler.num_levels, scaler.centered, lossless=integer)
+        bits = likelihood.bits_per_dim(nats, dims, scaler.num_levels, scaler.centered, lossless=integer)
+        return jnp.asarray(bits)
 
     def encode(self, x: Images) -> Float[Array, "B H W C"]:
         """Returns the latents x_T of the probability flow, from the mean of x_ε given `x` (or integer images)."""
@@ -223,7 +224,7 @@ def _check_finite(images: Any, finite: Any) -> Any:
 
 
 @jax.jit
-def _score(model: Model, x: Any, t: Any) -> jax.Array:
+def _score(model: Model, x: Any, t: Any) -> Array:
     score = model.diffusion_model.score(model.params)
     return score(x, jnp.broadcast_to(jnp.asarray(t, x.dtype), len(x)))
 
@@ -247,7 +248,7 @@ def _flow(model: Model) -> tuple[samplers.ODE, Score, SDE]:
 
 
 @jax.jit
-def _encode(model: Model, x: Any) -> jax.Array:
+def _encode(model: Model, x: Any) -> Array:
     sampler, score, sde = _flow(model)
     return sampler.encode(score, sde, sde.alpha(sde.eps) * x)[0]
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.array_types import UInt8
+from score_st.array_types import Array, UInt8
 from score_st.config import ConfigError, differences
 from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
@@ -72,7 +72,7 @@ def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int 
     sampler, sde, scaler = samplers.from_config(config), samplers.sampling_sde(config, model.sde), model.scaler
 
     @jax.jit
-    def generate(params: Any, indices: Any) -> dict[str, jax.Array]:
+    def generate(params: Any, indices: Any) -> dict[str, Array]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         x, nfe, *states = sampler(model.score(params), sde, keys, model.image_shape, frames)
         result = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}

@@ -63,7 +63,7 @@ class Evaluation:
     def offset(self, name: str) -> float:
         """Returns the bits/dim from the density of scaled data to levels, for one of `bits_per_dim.FIGURES`."""
         scaler, lossless = self.model.scaler, self.log_mass is not None and name in ("nll", "nelbo")
-        return likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless)
+        return float(likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless))
 
     def _inputs(self, images: Any, indices: Any, key: Any) -> tuple:
         """Returns x, two normal draws like x, and the probes [B, m, H, W, C]."""
