@@ -262,7 +262,7 @@ class Preemption:
 
     `multihost_utils.reached_preemption_sync_point` does not serve: once JAX's preemption service has started, it takes
     SIGTERM for itself even while nobody asks, as during a snapshot, which should end at once
-    (tests/runtime/test_pods.py, test_sigterm_ends_a_snapshot_at_once).
+    (tests/runtime/test_distributed.py, test_sigterm_ends_a_snapshot_at_once).
     """
 
     LAG = 4

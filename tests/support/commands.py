@@ -5,17 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from score_st import config
-from score_st.model import DiffusionModel
-from score_st.runtime import cli, sharding
-from score_st.training import checkpoints
+from score_st.runtime import cli
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+SMALL = str(ROOT / "tests/support/small.py")
 TINY = {
     "model.nf": "8",
     "model.ch_mult": "(1,)",
@@ -39,16 +36,6 @@ def run(*arguments, **options):
 def overrides(**more):
     settings = TINY | {key.replace("__", "."): value for key, value in more.items()}
     return [f"--config.{key}={value}" for key, value in settings.items()]
-
-
-SHORT = dict(training__log_freq=2, training__eval_freq=2, training__snapshot_freq=100, eval__enable_bpd=False)
-SHORT |= dict(training__snapshot_sampling=False, training__snapshot_freq_for_preemption=3)
-
-
-def final_params(workdir, settings):
-    c = config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in settings.items()})
-    restored = checkpoints.open_for_reading(workdir, c, DiffusionModel.from_config(c), sharding.mesh())
-    return jax.tree.map(np.asarray, (restored.params, restored.ema, restored.opt_state)), int(restored.step)
 
 
 def refused(capsys, main, argv) -> str:
