@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Runs a command on a TPU slice of a GKE cluster, a pod a host; Kubernetes starts again what was preempted.
+# Runs a command on a TPU slice of a GKE cluster, one pod per host. Kubernetes restarts preempted pods.
 #
 # launch/gke.sh ACTION --name NAME [options] [-- COMMAND...]
 #
-#   build    makes the image and pushes it     logs     follows the output of host 0
+#   build    builds and pushes the image       logs     follows the output of host 0
 #   submit   starts COMMAND as a job           status   shows the job and its pods
-#   wait     until the job is done or failed   stop     SIGTERM: all save at the same step; the job is deleted
+#   wait     until the job is done or failed   stop     SIGTERM: all hosts save at the same step; deletes the job
 #
 #   --name NAME            of the job
 #   --image IMAGE          such as europe-docker.pkg.dev/PROJECT/REPOSITORY/score_st:1 (build, submit)
 #   --jax EXTRA            of the image: tpu or cuda12 (default tpu)
 #   --accelerator NAME     (default tpu-v5-lite-podslice)
 #   --topology AxB         (default 4x4)
-#   --chips N              of a host (default 4); the number of hosts follows
-#   --claim NAME           a ReadWriteMany volume claim, mounted at /work: the workdir's place (default score-st)
-#   --turns N              how often a pod is made again at most (default 100)
+#   --chips N              per host (default 4); the number of hosts follows
+#   --claim NAME           a ReadWriteMany volume claim, mounted at /work, for the workdir (default score-st)
+#   --turns N              how often pods are recreated at most (default 100)
 #   --grace SECONDS        between SIGTERM and SIGKILL (default 300; spot nodes give 25)
 #   --namespace NAME
-#   --dry-run              prints the commands, and the job
-#   --help                 prints this
+#   --dry-run              prints the commands and the job
+#   --help                 prints this help
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -32,21 +32,21 @@ shift
 options "name image jax accelerator topology chips claim turns grace namespace" "" "$@"
 set -- "${rest[@]}"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-whole --chips "$chips"
-whole --turns "$turns" 0
-whole --grace "$grace"
+integer --chips "$chips"
+integer --turns "$turns" 0
+integer --grace "$grace"
 [[ $action == build || $name =~ ^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$ ]] ||
   die 2 "--name '$name': should be lower-case letters, digits and hyphens"
 [[ ($action != build && $action != submit) || $image ]] || die 2 "--image is needed"
 need "$([[ $action == build ]] && echo docker || echo kubectl)" "$action needs it"
 kubectl=(kubectl ${namespace:+--namespace "$namespace"})
 
-# job COMMAND...: the template, filled in
+# job COMMAND...: prints the template, filled in
 job() {
   local hosts=1 side word command=""
   [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die 2 "--topology $topology: should be like 4x4"
   for side in ${topology//x/ }; do hosts=$((hosts * side)); done
-  ((hosts % chips == 0)) || die 2 "--topology $topology: $hosts chips can't be shared by hosts of $chips"
+  ((hosts % chips == 0)) || die 2 "--topology $topology: $hosts chips can't be divided among hosts with $chips"
   hosts=$((hosts / chips))
   for word in "$@"; do
     word=${word//\\/\\\\}
@@ -60,24 +60,24 @@ job() {
   printf '%s\n' "${text//@COMMAND@/"[${command#, }]"}"
 }
 
-# condition: of the job into $out: Complete, Failed, or nothing yet
+# condition: sets $out to the condition of the job: Complete, Failed, or nothing yet
 condition() {
   attempt "$BUSY" "${kubectl[@]}" get job "$name" \
-    "-o=jsonpath={.status.conditions[?(@.status==\"True\")].type}{\" \"}{.status.conditions[0].message}" || die 1 "$said"
+    "-o=jsonpath={.status.conditions[?(@.status==\"True\")].type}{\" \"}{.status.conditions[0].message}" || die 1 "$message"
 }
 
 case $action in
   build)
     attempt "$BUSY" docker build --file "$root/launch/Dockerfile" --build-arg "JAX=$jax" --tag "$image" "$root" ||
-      die 1 "build: $said"
-    attempt "$BUSY" docker push "$image" || die 1 "push: $said"
+      die 1 "build: $message"
+    attempt "$BUSY" docker push "$image" || die 1 "push: $message"
     ;;
   submit)
     (($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir /work/run"
     file=$(mktemp)
     trap 'rm -f "$file"' EXIT
     job "$@" >"$file"
-    attempt "$BUSY" "${kubectl[@]}" create --filename "$([[ $DRY_RUN ]] && echo - || echo "$file")" || die 1 "$said"
+    attempt "$BUSY" "${kubectl[@]}" create --filename "$([[ $DRY_RUN ]] && echo - || echo "$file")" || die 1 "$message"
     [[ ! $DRY_RUN ]] || cat "$file"
     ;;
   wait)
@@ -91,5 +91,5 @@ case $action in
   logs) run "${kubectl[@]}" logs --follow --selector \
     "job-name=$name,batch.kubernetes.io/job-completion-index=0" || die 1 "no output of $name" ;;
   status) run "${kubectl[@]}" get job,pods --selector "job-name=$name" || die 1 "no status of $name" ;;
-  stop) attempt "$BUSY" "${kubectl[@]}" delete job,service "$name" || die 1 "$said" ;;
+  stop) attempt "$BUSY" "${kubectl[@]}" delete job,service "$name" || die 1 "$message" ;;
 esac

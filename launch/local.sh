@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# Runs a command in several processes on this machine, each with its own fake CPU devices.
+# Runs a command in several processes on this machine, each with its own simulated CPU devices.
 #
 # launch/local.sh [--processes N] [--devices M] [--restart [TIMES]] [--dry-run] [--] COMMAND...
 #
-#   --processes N      how many (default 2)
-#   --devices M        CPU devices of each (default 4)
-#   --restart [TIMES]  starts all again when they end with 75, 134, 137 or 143, at most TIMES (default 100)
+#   --processes N      number of processes (default 2)
+#   --devices M        CPU devices per process (default 4)
+#   --restart [TIMES]  restarts all after exit code 75, 134, 137 or 143, at most TIMES times (default 100)
 #   --dry-run          prints the commands
-#   --help             prints this
+#   --help             prints this help
 #
-# For example
+# Example:
 #   launch/local.sh --processes 2 --devices 4 -- python -m score_st.train \
 #       --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
 #
-# SIGTERM and SIGINT are passed on. If a process dies, the others are stopped. The exit code is that of the first
-# process that failed, 128 + the signal for one that was killed.
+# SIGTERM and SIGINT are passed on to the processes. If one dies, the others are stopped. The exit code is that of the
+# first process that failed, or 128 + the signal that killed it.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-processes=2 devices=4 restarts=0
+processes=2 devices=4 max_restarts=0
 while (($#)); do
   case $1 in
     --processes) processes=${2-}; shift ;;
     --devices) devices=${2-}; shift ;;
     --restart)
-      restarts=100
-      if [[ ${2-} =~ ^[0-9]+$ ]]; then restarts=$2; shift; fi
+      max_restarts=100
+      if [[ ${2-} =~ ^[0-9]+$ ]]; then max_restarts=$2; shift; fi
       ;;
     --dry-run) DRY_RUN=1 ;;
     --help) help ;;
@@ -35,8 +35,8 @@ while (($#)); do
   esac
   shift
 done
-whole --processes "$processes"
-whole --devices "$devices"
+integer --processes "$processes"
+integer --devices "$devices"
 (($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir ..."
 
 port() {
@@ -44,7 +44,7 @@ port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-# all PORT COMMAND...: one round; its exit code
+# all PORT COMMAND...: runs all processes once and returns the exit code
 all() {
   local coordinator=localhost:$1 i pid first=0 code left pids=()
   shift
@@ -59,8 +59,8 @@ all() {
   left=${#pids[@]}
   while ((left)); do
     code=0
-    wait -n -p pid "${pids[@]}" 2>/dev/null || code=$? # without bash's notice of a signal
-    if [[ ! ${pid-} ]]; then # a signal of ours
+    wait -n -p pid "${pids[@]}" 2>/dev/null || code=$? # hides bash's message about a signal
+    if [[ ! ${pid-} ]]; then # interrupted by a signal to this script
       ((code != 127)) || break
       continue
     fi
@@ -81,12 +81,12 @@ all() {
   return "$first"
 }
 
-# stop_later CODE: kills the rest: after SIGTERM they may save first, after an error they may say it themselves
+# stop_later CODE: kills the other processes, after time to save (SIGTERM) or to print their own error
 stop_later() {
   local seconds=5
   case $1 in
     137 | 134) kill -KILL "${pids[@]}" 2>/dev/null || true; return ;;
-    143) seconds=300; kill -TERM "${pids[@]}" 2>/dev/null || true ;; # one that has not begun waits for nobody
+    143) seconds=300; kill -TERM "${pids[@]}" 2>/dev/null || true ;; # for those that have not begun to train
   esac
   (sleep "$seconds"; kill -KILL "${pids[@]}" 2>/dev/null) >/dev/null 2>&1 &
   watcher=$!
@@ -97,6 +97,6 @@ for ((round = 0; ; round++)); do
   code=0
   all "$(port)" "$@" || code=$?
   [[ $DRY_RUN ]] && exit 0
-  if ((round >= restarts)) || [[ $stopping ]] || ! again "$code"; then exit "$code"; fi
+  if ((round >= max_restarts)) || [[ $stopping ]] || ! restarts "$code"; then exit "$code"; fi
   note "ended with exit code $code; started again"
 done

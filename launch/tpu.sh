@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Runs a command on all hosts of a TPU VM pod, and goes on after preemption.
+# Runs a command on all hosts of a TPU VM pod, and resumes it after preemption.
 #
 # launch/tpu.sh ACTION --name NAME --zone ZONE [options] [-- COMMAND...]
 #
-#   create   asks for the queued resource      logs     follows the command's output
-#   wait     until it is active                stop     SIGTERM: all hosts save at the same step, and end
-#   setup    copies the package, installs it   delete   gives the resource back
-#   run      runs COMMAND on all hosts to its end; run again after a lost connection, it finds it running
-#   all      create, wait, setup, run; again from the start when the pod was preempted
+#   create   requests a queued resource        logs     follows the command's output
+#   wait     until the resource is active      stop     SIGTERM: all hosts save at the same step and stop
+#   setup    copies and installs the package   delete   deletes the resource
+#   run      runs COMMAND on all hosts until it ends; after a lost connection, run finds it again
+#   all      create, wait, setup, run; starts over when the pod was preempted
 #
-#   --name NAME        of the queued resource and its node
+#   --name NAME        of the queued resource and of its node
 #   --zone ZONE        such as us-west4-a
 #   --type TYPE        (default v5litepod-16)
 #   --runtime VERSION  (default v2-alpha-tpuv5-lite)
 #   --project NAME     (default: that of gcloud)
-#   --spot             cheaper, may be preempted
-#   --setup COMMAND    also run by setup on every host, such as mounting the shared folder of the workdir
-#   --turns N          how often all and run start again at most (default 100)
+#   --spot             cheaper, but may be preempted
+#   --setup COMMAND    also run by setup on every host, for example to mount the shared folder of the workdir
+#   --turns N          how often all and run restart the command at most (default 100)
 #   --worker N         whose output logs follows (default 0, which prints)
 #   --dry-run          prints the commands
-#   --help             prints this
+#   --help             prints this help
 #
 # The workdir should be in a folder that all hosts share.
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -34,13 +34,13 @@ shift
 options "name zone type runtime project setup turns worker" "spot" "$@"
 set -- "${rest[@]}"
 [[ $name && $zone ]] || die 2 "--name and --zone are needed"
-whole --turns "$turns" 0
+integer --turns "$turns" 0
 [[ $action != run && $action != all ]] || (($#)) || die 2 "no command; for example -- python -m score_st.train ..."
 need gcloud "see cloud.google.com/sdk"
 where=(--zone "$zone" --quiet)
 [[ $project ]] && where+=(--project "$project")
 
-# on WORKER COMMAND: on one host or all
+# on WORKER COMMAND: runs a command on one host, or on all
 on() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker "$1" --command "$2"
 }
@@ -48,19 +48,19 @@ on() {
 create() {
   attempt "$BUSY" gcloud compute tpus queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
     --runtime-version "$runtime" ${spot:+--spot} "${where[@]}" && return
-  [[ $said == *ALREADY_EXISTS* || $said == *"already exists"* ]] || die 1 "create: $said"
-  note "$name is there already"
+  [[ $message == *ALREADY_EXISTS* || $message == *"already exists"* ]] || die 1 "create: $message"
+  note "$name exists already"
 }
 
-# state: of the queued resource, into $out; NOT_FOUND where there is none
+# state: sets $out to the state of the queued resource, or to NOT_FOUND
 state() {
   attempt "$BUSY" gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" &&
     return
-  [[ $said == *NOT_FOUND* || $said == *"not found"* ]] || die 1 "describe: $said"
+  [[ $message == *NOT_FOUND* || $message == *"not found"* ]] || die 1 "describe: $message"
   out=NOT_FOUND
 }
 
-# await: until it is active; returns 1 where it never will be
+# await: waits until the resource is active; returns 1 if it never will be
 await() {
   local last=""
   while true; do
@@ -78,39 +78,39 @@ install() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   run tar -czf "$archive" -C "$root" score_st configs setup.py pyproject.toml README.md || die 1 "setup: no archive"
   attempt "$BUSY|exited with return code \[255\]" gcloud compute tpus tpu-vm scp "$archive" "$name:score_st.tar.gz" \
-    "${where[@]}" --worker all || die 1 "setup: $said"
+    "${where[@]}" --worker all || die 1 "setup: $message"
   attempt "exited with return code \[255\]" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
     "mkdir -p score_st && tar -xzf score_st.tar.gz -C score_st && cd score_st && pip install -q 'jax[tpu]' -e . && $setup" ||
-    die 1 "setup: $said"
+    die 1 "setup: $message"
 }
 
-# turn COMMAND...: starts it on all hosts, or finds it running, and waits; its exit code
-turn() {
+# once COMMAND...: starts the command on all hosts unless it runs there, waits for it and returns its exit code
+once() {
   local start code=0
   start="cd score_st; if ! kill -0 \$(cat run.pid 2>/dev/null) 2>/dev/null; then rm -f run.exit; nohup sh -c '"
   start+="$(quoted "$@" | sed "s/'/'\\\\''/g") >>run.log 2>&1 & echo \$! >run.pid; wait \$!; echo \$? >run.exit"
   start+="' >/dev/null 2>&1 & sleep 1; fi; while [ ! -e run.exit ]; do sleep 2; done"
   on all "$start" || code=$?
   [[ $DRY_RUN ]] && return
-  # what ssh returns is a lost connection or a code of its own: the command's is in the file
+  # ssh may return a code of its own; that of the command is in the file
   attempt "$BUSY" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker 0 --command "cat score_st/run.exit" ||
     return 75
   [[ $out =~ ^[0-9]+$ ]] || return 75
   return "$out"
 }
 
-# turns COMMAND...: run, or all where the first is "whole"
-goes_on() {
+# repeatedly COMMAND...: restarts the command after preemption and deaths
+repeatedly() {
   local round code
   for ((round = 0; ; round++)); do
     code=0
-    turn "$@" || code=$?
+    once "$@" || code=$?
     [[ $DRY_RUN ]] && return
-    if ((code == 0 || round >= turns)) || ! again "$code"; then break; fi
+    if ((code == 0 || round >= turns)) || ! restarts "$code"; then break; fi
     state
     if [[ $out != ACTIVE ]]; then
       note "$name was preempted ($out)"
-      [[ $action == all ]] || die "$code" "$name is $out; launch/tpu.sh all goes on"
+      [[ $action == all ]] || die "$code" "$name is $out; launch/tpu.sh all would resume"
       give_back
       create
       await || die 1 "$name: $out"
@@ -123,23 +123,23 @@ goes_on() {
 
 give_back() {
   attempt "$BUSY" gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force && return
-  [[ $said == *NOT_FOUND* || $said == *"not found"* ]] || die 1 "delete: $said"
-  note "$name is not there"
+  [[ $message == *NOT_FOUND* || $message == *"not found"* ]] || die 1 "delete: $message"
+  note "$name does not exist"
 }
 
 case $action in
   create) create ;;
   wait) await || die 1 "$name: $out" ;;
   setup) install ;;
-  run) goes_on "$@" ;;
+  run) repeatedly "$@" ;;
   all)
     create
     await || die 1 "$name: $out"
     install
-    goes_on "$@"
+    repeatedly "$@"
     ;;
   logs) on "$worker" "tail -n 100 -F score_st/run.log" || die 1 "no output of worker $worker" ;;
   stop) attempt "$BUSY" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker all --command \
-    "kill -TERM \$(cat score_st/run.pid)" || die 1 "stop: $said" ;;
+    "kill -TERM \$(cat score_st/run.pid)" || die 1 "stop: $message" ;;
   delete) give_back ;;
 esac

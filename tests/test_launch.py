@@ -162,12 +162,12 @@ def test_tpu_goes_on_after_preemption(stage):
             1,
             "Quota",
         ),
-        ("create", "ALREADY_EXISTS: Resource 'pod' already exists", 1, 0, "pod is there already"),
+        ("create", "ALREADY_EXISTS: Resource 'pod' already exists", 1, 0, "pod exists already"),
         ("create", "code=503, message=UNAVAILABLE: service is unavailable", 5, 1, "UNAVAILABLE"),
         ("create", "PERMISSION_DENIED: TPU API is disabled", 1, 1, "PERMISSION_DENIED"),
         ("wait", "NOT_FOUND: Resource 'pod' was not found", 1, 1, "pod: NOT_FOUND"),
         ("stop", "NOT_FOUND: Resource 'pod' was not found", 1, 1, "NOT_FOUND"),
-        ("delete", "NOT_FOUND: Resource 'pod' was not found", 1, 0, "pod is not there"),
+        ("delete", "NOT_FOUND: Resource 'pod' was not found", 1, 0, "pod does not exist"),
     ],
 )
 def test_tpu_errors_are_one_line(stage, action, error, tries, code, shown):
@@ -212,4 +212,4 @@ def test_gke_reports_a_job_that_failed(stage):
     done = stage("gke.sh", "wait", *GKE)
     assert done.returncode == 1 and "exit code 2" in done.stderr and done.stderr.count("\n") == 1
     refused = stage("gke.sh", "submit", *GKE, "--topology", "3x3", *WHAT)
-    assert refused.returncode == 2 and "9 chips can't be shared by hosts of 4" in refused.stderr
+    assert refused.returncode == 2 and "9 chips can't be divided among hosts with 4" in refused.stderr

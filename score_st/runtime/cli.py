@@ -1,31 +1,40 @@
-"""What the commands share: arguments, errors as one line, and the workdir."""
+"""What the commands share: arguments, help, errors as one line, exit codes."""
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import absl.logging
 
 from score_st.config import ConfigError, add_entries, changed, flatten, read
 from score_st.runtime import progress
 
-WORKDIR = "where checkpoints, logs and results are"
+WORKDIR = "folder of checkpoints, logs and results"
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2."""
+    """A parser whose errors are one line and exit code 2."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def documented(command: str, description: str, examples: str, codes: dict | None = None) -> Parser:
-    """With --help and --quiet, examples and exit codes; `codes` are those besides 0, 2 and 130."""
-    meanings = {0: "done", 2: "not possible as asked; nothing was written", 130: "interrupted"} | (codes or {})
-    lines = [
-        f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=lambda code: int(str(code).split(",")[0]))
-    ]
-    made = Parser(
+def documented(command: str, description: str, examples: str, codes: Mapping[int | str, str] | None = None) -> Parser:
+    """Returns a parser with --help and --quiet, whose help has examples and exit codes.
+
+    Args:
+      command: its name, as in `python -m score_st.train`.
+      description: one line or more.
+      examples: indented lines.
+      codes: the meanings of exit codes besides 0, 2 and 130.
+    """
+    meanings: dict[int | str, str] = {0: "done", 2: "the request can't be met; nothing was written"}
+    meanings |= {130: "interrupted"} | dict(codes or {})
+    first = lambda code: int(str(code).split(",")[0])
+    lines = [f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=first)]
+    parser = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
         epilog="\n".join(["examples:", examples, "", "exit codes:", *lines]),
@@ -33,27 +42,38 @@ def documented(command: str, description: str, examples: str, codes: dict | None
         allow_abbrev=False,
         add_help=False,
     )
-    option = made.add_argument_group("general").add_argument
-    option("-h", "--help", action="help", help="show this and end")
+    option = parser.add_argument_group("general").add_argument
+    option("-h", "--help", action="help", help="show this help and exit")
     option("--quiet", action="store_true", help="no progress: results, warnings and errors only")
-    return made
+    return parser
 
 
-def parser(command: str, description: str, examples: str, codes: dict | None = None, workdir: str | None = None):
-    """A `documented` parser with --config, --workdir and the note on --config.KEY=VALUE.
+def parser(
+    command: str,
+    description: str,
+    examples: str,
+    codes: Mapping[int | str, str] | None = None,
+    workdir: str | None = None,
+) -> Parser:
+    """Returns a `documented` parser that also has --config, --config.KEY=VALUE and --workdir.
 
     Args:
-      codes: exit codes besides those that all commands have.
-      workdir: the default; without one, --workdir is required.
+      command: see `documented`.
+      description: see `documented`.
+      examples: see `documented`.
+      codes: the meanings of exit codes besides those that all commands have.
+      workdir: the default; if there is none, --workdir is required.
     """
-    others = {"75, 134": "another process did not come, or died; started again, it goes on"}
-    others |= {143: "SIGTERM; started again, it goes on"}
-    made = documented(command, description, examples, others | (codes or {}))
-    option = made.add_argument_group("run").add_argument
+    others: dict[int | str, str] = {
+        "75, 134": "another process did not come, or died; the same command resumes",
+        143: "SIGTERM; the same command resumes",
+    }
+    parser = documented(command, description, examples, others | dict(codes or {}))
+    option = parser.add_argument_group("run").add_argument
     option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
     option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
-    return made
+    return parser
 
 
 def overrides(argv: list[str] | None) -> tuple[dict[str, str], list[str]]:

@@ -4,58 +4,45 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.commands import DIGITS, ROOT, SHORT, final_params, overrides, run, tiny
+from support.commands import DIGITS, SMALL, overrides, tiny
+from support.processes import ended, final_state, start
 
-from score_st import train
+from score_st import eval as eval_command
+from score_st import report, sample, train
 from score_st.evaluation import generation, image_terms, runner
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import loop
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """The workdir of a run of 12 steps, its command and its settings."""
-    workdir, settings = tmp_path_factory.mktemp("runs") / "whole", SHORT | dict(training__n_iters=12)
-    command = ["score_st.train", "--config", DIGITS, *overrides(**settings)]
-    whole = run(*command, "--workdir", workdir)
-    assert whole.returncode == 0, whole.stderr
-    return workdir, command, settings
-
-
-def test_killed_and_started_again_ends_with_the_same_bits(uninterrupted, tmp_path):
+def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     """A run killed (SIGKILL) after its first checkpoint and started again, against one in one go."""
-    workdir, command, settings = uninterrupted
-    cut = tmp_path / "cut"
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--workdir", str(cut)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ["--config", SMALL, *overrides(training__n_iters=40, training__log_freq=10, training__eval_freq=20)]
+    code = "import jax, sys; from score_st import train; from score_st.runtime import sharding; "
+    code += "train.main(sys.argv[1:], sharding.mesh(devices=jax.devices()[:1]))"
+    process = start(os.environ, sys.executable, "-c", code, *options, "--workdir", cut)
     while process.poll() is None and not list(cut.glob("checkpoints/*/commit_success.txt")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = run(*command, "--workdir", cut)
-    assert again.returncode == 0, again.stderr
-    first, second = (final_params(path, settings) for path in (workdir, cut))
-    assert first[1] == second[1] == 12
-    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
-    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (workdir, cut)]
-    assert [line["step"] for line in logs[0]] == [1, 2, 4, 6, 8, 10, 12]
-    assert [line["step"] for line in logs[1]] == sorted({line["step"] for line in logs[1]})
+    assert "step 40/40" not in ended(process)[1]
+    for workdir in (cut, whole):
+        train.main([*options, "--quiet", "--workdir", str(workdir)], one_device)
+    (first, step), (second, _) = (final_state(path) for path in (whole, cut))
+    assert step == 40
+    chex.assert_trees_all_equal(first, second)
+    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (whole, cut)]
+    steps = [{line["step"] for line in log} for log in logs]
+    assert steps[0] == {1, 10, 20, 30, 40} and steps[0] <= steps[1]  # where it resumed, there is a line more
     assert {"loss", "steps_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
 
 
@@ -63,30 +50,38 @@ def test_the_log_has_the_share_of_time_that_waits_for_data(tmp_path):
     def slow():
         while True:
             time.sleep(0.05)
-            yield None
+            yield np.zeros((1, 8, 8, 1), np.uint8)
 
     batches, log = loop.Batches(slow()), loop.Log(tmp_path, 0, 6)
     for step in range(1, 7):
         next(batches)
         time.sleep(0.15)
         if step % 2 == 0:
-            log.train(step, [{"loss": 1.0}], batches.waited())
+            log.train(step, {"loss": 1.0}, batches.waited())
     shares = [json.loads(line)["data_wait"] for line in (tmp_path / "metrics.jsonl").open()]
     np.testing.assert_allclose(shares, [0.25] * 3, atol=0.06)
 
 
-WHOLE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
-WHOLE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-WHOLE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
+def test_means_are_those_of_numpy():
+    """Of single steps and of several a program, to the last bit."""
+    values = np.random.default_rng(0).uniform(size=100).astype(np.float32)
+    means = loop.Means.empty()
+    for part in np.split(values, [1, 2, 52]):
+        means = means.add({"loss": jnp.asarray(part if len(part) > 1 else part[0])})
+    assert means.compute() == {"loss": float(np.mean(values))}
+
+
+COMPLETE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
+COMPLETE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
+COMPLETE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A whole run of 30 steps: the workdir, and the arguments that name it."""
+def trained(one_device, tmp_path_factory):
+    """A complete run of 30 steps: the workdir, and the arguments that name it."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["--config", DIGITS, "--workdir", workdir, *overrides(**WHOLE)]
-    result = run("score_st.train", *arguments)
-    assert result.returncode == 0, result.stderr
+    arguments = ["--config", DIGITS, "--workdir", str(workdir), *overrides(**COMPLETE)]
+    train.main(arguments, one_device)
     return workdir, arguments
 
 
@@ -110,22 +105,20 @@ def test_a_run_leaves_its_files_and_figures(trained):
     assert result["nelbo"] > result["nll"] - 1.0
 
 
-def test_sample_eval_and_report_of_a_run(trained, tmp_path):
+def test_sample_eval_and_report_of_a_run(trained, one_device, tmp_path):
     workdir, arguments = trained
     before = json.loads((workdir / "eval/bpd.json").read_text())
-    sampled = run("score_st.sample", *arguments, "--num", 5)
-    assert sampled.returncode == 0, sampled.stderr
+    sample.main([*arguments, "--num", "5"], one_device)
     images = generation.read_shards(workdir / "samples")
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
     about = json.loads((workdir / "samples/samples.json").read_text())
     assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 30
     (workdir / "report.html").write_text("old")
-    again = run("score_st.eval", *arguments, "--config.eval.nelbo_iter=1")
-    assert again.returncode == 0, again.stderr
+    eval_command.main([*arguments, "--config.eval.nelbo_iter=1"], one_device)
     assert "Samples of run after 30 updates" in (workdir / "report.html").read_text()
     assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
-    drawn = run("score_st.report", "--workdir", workdir, workdir, "--out", tmp_path / "both.png")
-    assert drawn.returncode == 0 and (tmp_path / "both.png").stat().st_size > 10000
+    report.main(["--workdir", str(workdir), str(workdir), "--out", str(tmp_path / "both.png")])
+    assert (tmp_path / "both.png").stat().st_size > 10000
 
 
 class Small(nn.Module):
@@ -162,20 +155,22 @@ def test_a_broken_loss_ends_the_program(capsys):
     waited = []
     with pytest.raises(SystemExit, match="^1$"):
         loop.check_finite(7, float("nan"), lambda: waited.append("for the last checkpoint"))
-    said = "error: step 7: the loss is nan; the last checkpoint is kept. A smaller optim.lr may do\n"
-    assert capsys.readouterr().err == said and len(waited) == 1
+    message = "error: step 7: the loss is nan; the last checkpoint is kept. A smaller optim.lr may help\n"
+    assert capsys.readouterr().err == message and len(waited) == 1
     loop.check_finite(7, 1.0, None)
 
 
-def test_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):
+def test_programs_are_kept_for_the_next_start(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        train.keep_programs(tmp_path)
-        assert jax.config.jax_compilation_cache_dir is None  # on a CPU
-        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-        train.keep_programs(tmp_path)
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+        for platform, folder in (
+            ("cpu", None),
+            ("tpu", str(tmp_path / "compiled")),
+            ("cpu", str(tmp_path / "compiled")),
+        ):
+            train.keep_programs(tmp_path, platform)
+            assert jax.config.jax_compilation_cache_dir == folder
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 

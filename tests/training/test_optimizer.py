@@ -1,4 +1,4 @@
-"""The optimizer and the average against PyTorch's, and checkpoints."""
+"""The optimizers and the average against PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,7 @@ import pytest
 from support.official import FIXTURES
 
 from score_st import config
-from score_st.runtime import sharding
-from score_st.training import checkpoints, state
+from score_st.training import state
 from score_st.training.optimizer import optimizer_from_config
 
 TORCH = np.load(FIXTURES / "torch_adam.npz")
@@ -30,20 +29,3 @@ def test_updates_are_those_of_torch(name):
         np.testing.assert_allclose(current.ema[key], TORCH[f"{name}/ema_{key}"], rtol=2e-5, atol=5e-6)
     np.testing.assert_array_equal(current.params["all_modules_0"]["W"], jnp.arange(3.0))
     assert (int(current.step), int(current.ema_updates)) == (12, 12)
-
-
-def test_checkpoints_keep_the_newest_and_every_period(tmp_path):
-    optimizer = optimizer_from_config(config.default())
-    current = state.create({"w": jnp.arange(8.0)}, optimizer)
-    abstract = jax.eval_shape(lambda: current)
-    manager = checkpoints.manager(tmp_path, keep_period=4)
-    assert checkpoints.restore(manager, abstract, sharding.mesh()) is None
-    for _ in range(7):
-        current = state.update(current, {"w": jnp.ones(8)}, optimizer, 0.9)
-        checkpoints.save(manager, current)
-    manager.wait_until_finished()
-    assert manager.all_steps() == [4, 7]
-    restored = checkpoints.restore(manager, abstract, sharding.mesh())
-    jax.tree.map(np.testing.assert_array_equal, restored, current)
-    assert restored.params["w"].sharding.num_devices == 8
-    manager.close()
