@@ -1,0 +1,1 @@
+"""How a program runs: command line, workdir, several processes, devices, progress. Nothing here knows diffusion."""

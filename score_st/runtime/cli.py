@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import absl.logging
 
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def documented(command: str, description: str, examples: str, codes: Mapping[int | str, str] | None = None) -> Parser:
+def documented(command: str, description: str, examples: str, codes: Mapping[Any, str] | None = None) -> Parser:
     """Returns a parser with --help and --quiet, whose help has examples and exit codes.
 
     Args:
@@ -30,7 +30,7 @@ def documented(command: str, description: str, examples: str, codes: Mapping[int
       examples: indented lines.
       codes: the meanings of exit codes besides 0, 2 and 130.
     """
-    meanings: dict[int | str, str] = {0: "done", 2: "the request can't be met; nothing was written"}
+    meanings: dict[Any, str] = {0: "done", 2: "the request can't be met; nothing was written"}
     meanings |= {130: "interrupted"} | dict(codes or {})
     first = lambda code: int(str(code).split(",")[0])
     lines = [f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=first)]
@@ -52,7 +52,7 @@ def parser(
     command: str,
     description: str,
     examples: str,
-    codes: Mapping[int | str, str] | None = None,
+    codes: Mapping[Any, str] | None = None,
     workdir: str | None = None,
 ) -> Parser:
     """Returns a `documented` parser that also has --config, --config.KEY=VALUE and --workdir.
@@ -64,7 +64,7 @@ def parser(
       codes: the meanings of exit codes besides those that all commands have.
       workdir: the default; if there is none, --workdir is required.
     """
-    others: dict[int | str, str] = {
+    others: dict[Any, str] = {
         "75, 134": "another process did not come, or died; the same command resumes",
         143: "SIGTERM; the same command resumes",
     }
