@@ -215,11 +215,7 @@ class Table(collections.UserDict[str, Entry]):
         Raises:
           ConfigError: there is none; the message lists the choices.
         """
-        if name not in self.data:
-            close = difflib.get_close_matches(str(name), list(self.data), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"config.{key or self.key}: unknown {name!r}; choose from {', '.join(self.data)}{hint}")
-        return self.data[name]
+        return choose(self.data, name, key or self.key)
 
 
 def default() -> ConfigDict:
