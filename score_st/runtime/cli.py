@@ -77,47 +77,56 @@ def parser(
 
 
 def overrides(argv: list[str] | None) -> tuple[dict[str, str], list[str]]:
-    """Every --config.KEY=VALUE of the arguments by key, and the other arguments; ConfigError where a value lacks."""
-    found, rest = {}, []
-    argv = list(sys.argv[1:] if argv is None else argv)
-    while argv:
-        word = argv.pop(0)
-        if not word.startswith("--config."):
-            rest.append(word)
-            continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not argv:
-                raise ConfigError(f"{word}: needs a value, as in {word}=VALUE")
-            value = argv.pop(0)
-        found[key] = value
-    return found, rest
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None):
-    """The namespace, with `config` loaded and changed by every --config.KEY=VALUE; other processes are joined.
-
-    `base` is the file and its configuration as it stands there.
+    """Splits arguments into the values of every --config.KEY, by key, and the other arguments.
 
     Raises:
-      ConfigError: see `config.load` and `distributed.start`.
+      ConfigError: a value is missing.
     """
-    changes, rest = overrides(argv)
-    arguments = parser.parse_args(rest)
-    from score_st.runtime import distributed  # and with it JAX, which takes seconds
+    changes, others = {}, []
+    words = iter(sys.argv[1:] if argv is None else argv)
+    for word in words:
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config."):
+            others.append(word)
+        elif equals:
+            changes[key] = value
+        elif (following := next(words, None)) is not None:
+            changes[key] = following
+        else:
+            raise ConfigError(f"{word}: needs a value, as in {word}=VALUE")
+    return changes, others
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parses the arguments of a command, and starts JAX's distributed runtime where there are several processes.
+
+    Args:
+      parser: of the command, see `parser`.
+      argv: the arguments, by default those of the process.
+
+    Returns:
+      The options. `config` is the configuration with every --config.KEY=VALUE, `base` the file that it comes from and
+      the configuration in it.
+
+    Raises:
+      ConfigError: see `config.read`, `config.changed` and `distributed.start`.
+    """
+    changes, others = overrides(argv)
+    arguments = parser.parse_args(others)
+    from score_st.runtime import distributed  # imports JAX, which takes seconds
 
     progress.quiet = arguments.quiet
     config = read(arguments.config)
     base = {"file": arguments.config, "config": config.to_dict()}
     arguments.config = changed(config, changes)
-    add_entries(config, getattr(arguments, "workdir", "."))
+    add_entries(config, arguments.workdir)
     options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
     distributed.start(flatten(arguments.config) | options)
     arguments.base = base
     return arguments
 
 
-def run(main: Callable[[], object]):
+def run(main: Callable[[], object]) -> None:
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
