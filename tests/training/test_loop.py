@@ -73,7 +73,7 @@ def test_means_are_those_of_numpy():
 
 COMPLETE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
 COMPLETE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-COMPLETE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16)
+COMPLETE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16, eval__from_x0=False)
 
 
 @pytest.fixture(scope="module")
