@@ -21,14 +21,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from support.commands import DIGITS, overrides
+from support.commands import SMALL, overrides
 from support.environment import QUICK
 from support.processes import curve, ended, final_state, launched, workers
 
 SETTINGS = dict(training__n_iters=1200, training__tau_groups=2, training__eval_freq=200, training__log_freq=1)
 SETTINGS |= dict(training__snapshot_freq=10000, training__snapshot_freq_for_preemption=50, data__num_threads=1)
 SETTINGS |= dict(training__snapshot_sampling=False, eval__enable_bpd=False)
-COMMAND = [sys.executable, "-m", "score_st.train", "--config", DIGITS, *overrides(**SETTINGS)]
+COMMAND = [sys.executable, "-m", "score_st.train", "--config", SMALL, *overrides(**SETTINGS)]
 PAIR = ["--processes", 2, "--devices", 1]
 
 

@@ -35,7 +35,7 @@ def test_lines(monkeypatch, capsys):
     assert seldom(8) == 8
     at(monkeypatch, 4)
     assert loop(300, "loss 0.5000") == 50 and seldom(16) == 4 and seldom(32) > 4
-    assert seldom(64) > 4  # the last is always said
+    assert seldom(64) > 4  # the last line is always shown
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step 300/7600  loss 0.5000  50.00 steps/s  0:02:26 left"
     assert lines[1] == "samples 16/64  4.00 images/s  0:00:12 left"

@@ -26,7 +26,7 @@ from score_st.training import loop
 
 def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     """A run killed (SIGKILL) after its first checkpoint and started again, against one in one go."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    uninterrupted, cut = tmp_path / "uninterrupted", tmp_path / "cut"
     options = ["--config", SMALL, *overrides(training__n_iters=40, training__log_freq=10, training__eval_freq=20)]
     code = "import jax, sys; from score_st import train; from score_st.runtime import sharding; "
     code += "train.main(sys.argv[1:], sharding.mesh(devices=jax.devices()[:1]))"
@@ -35,12 +35,12 @@ def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert "step 40/40" not in ended(process)[1]
-    for workdir in (cut, whole):
+    for workdir in (cut, uninterrupted):
         train.main([*options, "--quiet", "--workdir", str(workdir)], one_device)
-    (first, step), (second, _) = (final_state(path) for path in (whole, cut))
+    (first, step), (second, _) = (final_state(path) for path in (uninterrupted, cut))
     assert step == 40
     chex.assert_trees_all_equal(first, second)
-    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (whole, cut)]
+    logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (uninterrupted, cut)]
     steps = [{line["step"] for line in log} for log in logs]
     assert steps[0] == {1, 10, 20, 30, 40} and steps[0] <= steps[1]  # where it resumed, there is a line more
     assert {"loss", "steps_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
@@ -144,8 +144,8 @@ def test_devices_change_nothing(digits, tmp_path):
             run = runner.ImageRunner(params, digits[:8], 8, 0, stored, mesh, group=1)
             results.append(image_terms.total(run("nll", nll)))
         pieces, drawing = [(i, min(i + batch, 18)) for i in range(0, 18, batch)], generation.runner(c, params, mesh)
-        found = [piece["samples"] for ends in pieces for piece in generation.batches(drawing, generate, *ends)]
-        samples.append(np.concatenate(found))
+        images = [piece["samples"] for ends in pieces for piece in generation.batches(drawing, generate, *ends)]
+        samples.append(np.concatenate(images))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(samples, [samples[0]] * 3)
     assert len(np.unique(samples[0], axis=0)) == 18
