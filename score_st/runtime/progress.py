@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,15 @@ def clock(seconds: float) -> str:
 class Loop:
     """Shows the progress of a loop, its speed, and the time left at this speed."""
 
-    def __init__(self, label: str, start: int, stop: int, unit: str, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        label: str,
+        start: int,
+        stop: int,
+        unit: str,
+        seconds: float = 0.0,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Begins at step `start`.
 
         Args:
@@ -42,15 +51,16 @@ class Loop:
           stop: the last step.
           unit: what is counted, such as "steps" or "images".
           seconds: least time between two lines.
+          now: a clock.
         """
-        self.label, self.stop, self.unit, self.seconds = label, stop, unit, seconds
+        self.label, self.stop, self.unit, self.seconds, self.now = label, stop, unit, seconds, now
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.task: TaskID | None = None
         self.skip(start)
 
     def skip(self, step: int) -> None:
         """Takes the steps up to `step` as done before, in no time."""
-        self.last = (step, time.perf_counter())
+        self.last = (step, self.now())
 
     def __call__(self, step: int, text: str = "") -> float:
         """Shows that `step` is done, together with `text`, unless it is too soon.
@@ -58,7 +68,7 @@ class Loop:
         Returns:
           The steps/s since the last line.
         """
-        now = time.perf_counter()
+        now = self.now()
         speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
         if step < self.stop and now - self.last[1] < (min(self.seconds, 0.2) if self.live else self.seconds):
             return speed

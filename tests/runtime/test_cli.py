@@ -186,9 +186,9 @@ def test_help(capsys, command):
         assert changes.keys() <= config.flatten(config.default()).keys()
 
 
-def test_quiet_is_of_one_run(monkeypatch):
-    monkeypatch.setattr(progress, "quiet", None)
-    for words, quiet in (([], False), (["--quiet"], True)):
-        made = cli.parser("train", "", "")
-        cli.parse(made, ["--config", DIGITS, "--workdir", "w", *words])
-        assert progress.quiet is quiet
+def test_quiet_is_of_one_run(capsys):
+    for words, lines in ((["--quiet"], 0), ([], 1)):
+        cli.parse(cli.parser("train", "", ""), ["--config", DIGITS, "--workdir", "w", *words])
+        assert progress.quiet is bool(words)
+        assert progress.Loop("step", 0, 2, "steps")(2) > 0
+        assert capsys.readouterr().out.count("\n") == lines
