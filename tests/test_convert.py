@@ -67,9 +67,8 @@ def test_what_is_refused_leaves_nothing(tmp_path, capsys, one_device):
 def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
     """A network for digits as a .pth file is converted, sampled from, and trained."""
     workdir = tmp_path / "run"
-    settings = commands.SHORT | dict(
-        training__n_iters=9, training__log_freq=1, sampling__method="pc", model__num_scales=3
-    )
+    settings = dict(training__n_iters=9, training__log_freq=1, training__eval_freq=2, eval__enable_bpd=False)
+    settings |= dict(training__snapshot_sampling=False, sampling__method="pc", model__num_scales=3)
     common = [
         "--config",
         str(commands.ROOT / commands.DIGITS),
