@@ -278,6 +278,12 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.notice if active else signal.SIG_DFL)
 
+    def pause(self) -> None:
+        """From now on SIGTERM ends the process at once, and so does one that has come since the last answer."""
+        self.listen(False)
+        if self.noticed:
+            signal.raise_signal(signal.SIGTERM)
+
     def notice(self, *_: Any) -> None:
         """Notes that SIGTERM has come; a signal handler."""
         self.noticed = True

@@ -244,7 +244,7 @@ def fit(
         # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
         if at_snapshot:
             manager.wait_until_finished()
-            preemption.listen(False)
+            preemption.pause()
             snapshot(current, log)
             preemption.listen()
     preemption.listen(False)

