@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from score_st.runtime import progress
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,12 @@ for image in (1, 2):
 print("a line between")
 sys.exit(STOP) if STOP else outer(14)
 """
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    """A command with --quiet in another test of this process changes nothing here."""
+    monkeypatch.setattr(progress, "quiet", False)
 
 
 class Clock:
