@@ -10,6 +10,7 @@ from support.commands import DIGITS, refused
 from support.tpu_programs import FakeProgram
 
 from score_st import plan
+from score_st.config import load
 from score_st.planning import planner, tpu
 
 SMALL = ["--config", DIGITS, "--topology", "v5e:2x2", "--config.training.batch_size=32", "--config.model.nf=8"]
@@ -51,6 +52,15 @@ def test_search_and_cache(jobs, compiled, tmp_path, capsys):
     assert "optim.num_micro_batch=4" in table.read_text().splitlines()[-1]
     plan.main([*command, "--search"], jobs)
     assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("mixture", [{"training.mixed": "True"}, {"training.loss": "mixture"}])
+def test_images_that_share_a_value_of_the_loss_are_never_split(mixture):
+    """8 images a chip are 4 pairs, for 2 or 4 micro-batches."""
+    settings = {"training.batch_size": "32", "training.dtype": "bfloat16", "training.remat": "blocks"}
+    smaller = list(planner.smaller_settings(load(DIGITS, settings | mixture), "train", chips=4))
+    assert smaller[:2] == [({"optim.num_micro_batch": 2}, 1 / 2, 1), ({"optim.num_micro_batch": 4}, 1 / 4, 1)]
+    assert smaller[2:] == [({"optim.num_micro_batch": 4, "training.fsdp": 4}, 1 / 4, 4)]
 
 
 def test_only_cached(jobs, compiled, tmp_path, capsys):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_st.config import flatten, load
+from score_st.diffusion import losses, sde
 from score_st.evaluation import generation, image_terms
 from score_st.model import DiffusionModel
 from score_st.planning import hlo, tpu
@@ -175,7 +176,8 @@ def smaller_settings(config: ConfigDict, program: str, chips: int) -> Iterator[t
         if config.training[name] != value:
             settings, fraction = settings | {f"training.{name}": value}, fraction / 2
             yield settings, fraction, 1
-    images = config.training.batch_size // chips // micro // (1 + config.training.mixed)  # halves are not split
+    together = losses.from_config(config, sde.from_config(config), groups=1).images_per_value  # are never split
+    images = config.training.batch_size // chips // micro // together
     for divisor in _divisors(images):
         settings = settings | {"optim.num_micro_batch": divisor * micro}
         yield settings, fraction / divisor, 1
