@@ -192,15 +192,15 @@ def load(
       ConfigError: there is no run or no such checkpoint, or a setting is unknown or changes what the weights mean.
     """
     config = configuration.from_workdir(workdir, settings)
-    model, mesh = DiffusionModel.from_config(config), mesh or sharding.mesh()
+    frozen, mesh = FrozenConfigDict(config), mesh or sharding.mesh()
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        restored = checkpoints.open_for_reading(workdir, config, model, mesh, step)
+        restored = checkpoints.open_for_reading(workdir, config, _diffusion_model(frozen), mesh, step)
     finally:
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: a computation takes them to the device of x
-    return Model(jax.tree.map(jnp.asarray, jax.device_get(restored.ema)), FrozenConfigDict(config), int(restored.step))
+    return Model(jax.tree.map(jnp.asarray, jax.device_get(restored.ema)), frozen, int(restored.step))
 
 
 @functools.lru_cache(maxsize=16)

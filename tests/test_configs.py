@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from score_st import networks
@@ -210,13 +211,14 @@ def test_every_compared_configuration_has_its_count():
 def test_what_a_configuration_names_exists(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a configuration loads from anywhere
     config = load(CONFIGS / name)
-    diffusion = sde.from_config(config)
-    networks.from_config(config)
-    parametrization.from_config(config, diffusion)
-    truncation.from_config(config)
-    losses.from_config(config, diffusion, groups=1)
-    samplers.from_config(config)
-    optimizer.optimizer_from_config(config)
+    diffusion, network = sde.from_config(config), networks.from_config(config)
+    assert isinstance(diffusion, sde.SDE)
+    assert isinstance(network, networks.Network)
+    assert isinstance(parametrization.from_config(config, diffusion), parametrization.Parametrization)
+    assert isinstance(truncation.from_config(config), truncation.TruncationPrior)
+    assert isinstance(losses.from_config(config, diffusion, groups=1), losses.Loss)
+    assert isinstance(samplers.from_config(config), samplers.ODE | samplers.PredictorCorrector)
+    assert isinstance(optimizer.optimizer_from_config(config, network), optax.GradientTransformation)
 
 
 def described(name: str) -> dict[str, str]:

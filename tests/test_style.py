@@ -1,5 +1,6 @@
 """Style, types and the direction of imports, as CONTRIBUTING.md has them."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -30,8 +31,6 @@ def test_private_parts_of_jax_are_for_jax():
 
 def test_modules_and_functions_are_short():
     """A module has at most 450 lines, a function at most 60."""
-    import ast
-
     long = []
     for path in sorted((ROOT / "score_st").rglob("*.py")):
         text = path.read_text()

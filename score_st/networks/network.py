@@ -9,14 +9,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from score_st.array_types import Array, Float
-from score_st.config import ConfigError, choose
+from score_st.config import ConfigError, Table
 
 # what the backward pass recomputes: nothing, everything but convolutions and matrix products, or residual blocks
-REMAT: dict[str, Callable[..., bool] | None] = {
-    "none": None,
-    "elementwise": jax.checkpoint_policies.dots_saveable,
-    "blocks": jax.checkpoint_policies.nothing_saveable,
-}
+REMAT: Table[Callable[..., bool] | None] = Table(
+    "training.remat",
+    {
+        "none": None,
+        "elementwise": jax.checkpoint_policies.dots_saveable,
+        "blocks": jax.checkpoint_policies.nothing_saveable,
+    },
+)
 
 
 @runtime_checkable
@@ -68,7 +71,7 @@ def with_arithmetic(network: Network, dtype: DTypeLike, remat: str) -> Network:
     Raises:
       ConfigError: `remat` is unknown, or the network has no field for what is not the default.
     """
-    choose(REMAT, remat, "training.remat")
+    REMAT.choose(remat)
     fields = {field.name for field in dataclasses.fields(cast(Any, network))}
     for key, name, default in (("dtype", jnp.dtype(dtype).name, "float32"), ("remat", remat, "none")):
         if key not in fields and name != default:

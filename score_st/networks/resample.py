@@ -34,12 +34,11 @@ def _filter(x: Array, taps: list[float], axis: int, pad: tuple[int, int], down: 
 
 def _upsample(x: Array, taps: list[float], axis: int) -> Array:
     """Puts zeros between the samples and filters; phase by phase, so that no zero is multiplied."""
-    size, before = x.shape[axis], len(taps) // 2
-    reach = len(taps) // 2
+    size, reach = x.shape[axis], len(taps) // 2
     padded = _pad(x, axis, reach, reach)
     phases = []
     for phase in (0, 1):
-        used = [(j, (phase + j - before) // 2) for j in range(len(taps)) if (phase + j - before) % 2 == 0]
+        used = [(j, (phase + j - reach) // 2) for j in range(len(taps)) if (phase + j - reach) % 2 == 0]
         phases.append(sum(taps[j] * _slice(padded, axis, reach + shift, size) for j, shift in used))
     shape = list(x.shape)
     shape[axis] *= 2

@@ -168,7 +168,7 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
     surplus = sorted(set(map(str, checkpoint)) - {"model", "ema", "optimizer", "step"})
     if surplus:
         raise ConfigError(f"{surplus[0]:.40} is surplus; a checkpoint has model, ema, optimizer and step")
-    abstract = state.abstract(model, optimizer.optimizer_from_config(config))
+    abstract = state.abstract(model, optimizer.optimizer_from_config(config, model.network))
     slots, step = layout(abstract.params), _count(checkpoint.get("step", 0), "'step'")
     params = _parameters(config, checkpoint, slots)
     average, updates = _average(checkpoint, slots, params, step)

@@ -84,6 +84,6 @@ def open_for_reading(
                 f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no complete checkpoint yet"
             )
             raise ConfigError(f"--workdir {workdir}: {state_of_it}" + ("" if step is None else f", not {step}"))
-        restored = restore(opened, state.abstract(model, optimizer_from_config(config)), mesh, step)
+        restored = restore(opened, state.abstract(model, optimizer_from_config(config, model.network)), mesh, step)
         assert restored is not None
         return restored

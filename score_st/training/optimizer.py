@@ -31,12 +31,12 @@ def adamw(optim: ConfigDict, lr: optax.ScalarOrSchedule, mask: Any) -> optax.Gra
 OPTIMIZERS = Table("optim.optimizer", {"Adam": adam, "AdamW": adamw})
 
 
-def optimizer_from_config(config: ConfigDict) -> optax.GradientTransformation:
+def optimizer_from_config(config: ConfigDict, network: networks.Network) -> optax.GradientTransformation:
     """Clips the global norm of the gradient, then does Adam or AdamW with linear warm-up from 0 at the first step."""
     optim = config.optim
     lr: optax.ScalarOrSchedule = optim.lr
     if optim.warmup > 0:
         lr = lambda count: optim.lr * jnp.minimum(count / optim.warmup, 1.0)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip >= 0 else optax.identity()
-    mask = functools.partial(networks.trainable, networks.from_config(config))
+    mask = functools.partial(networks.trainable, network)
     return optax.chain(clip, OPTIMIZERS.choose(optim.optimizer)(optim, lr, mask))

@@ -247,7 +247,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
     return TrainStepConfig(
         model,
         truncation.from_config(config),
-        optimizer.optimizer_from_config(config),
+        optimizer.optimizer_from_config(config, model.network),
         loss,
         config.data.random_flip,
         config.model.ema_rate,

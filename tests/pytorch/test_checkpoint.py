@@ -125,7 +125,7 @@ def test_ema_and_optimizer_leave_out_fixed_frequencies(tmp_path, name):
     """NCSN++ has one tensor that is not trained; the official lists skip it."""
     settings = config.load("ve/CIFAR10/uncsnpp_st", overrides(optim__optimizer=name))
     model, rng = DiffusionModel.from_config(settings), np.random.default_rng(0)
-    abstract = state.abstract(model, optimizer.optimizer_from_config(settings))
+    abstract = state.abstract(model, optimizer.optimizer_from_config(settings, model.network))
     start = jax.tree.map(lambda a: rng.random(a.shape, np.float32) if a.ndim else np.int32(9), abstract)
     slots = parameter_map.layout(start.params)
     fixed = [index for index, slot in enumerate(slots) if not slot.trainable]

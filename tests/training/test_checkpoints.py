@@ -4,14 +4,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from score_st import config
+from score_st import config, networks
 from score_st.runtime import sharding
 from score_st.training import checkpoints, state
 from score_st.training.optimizer import optimizer_from_config
 
 
 def test_checkpoints_keep_the_newest_and_every_period(tmp_path):
-    optimizer = optimizer_from_config(config.default())
+    settings = config.default()
+    optimizer = optimizer_from_config(settings, networks.from_config(settings))
     current = state.create({"w": jnp.arange(8.0)}, optimizer)
     abstract = jax.eval_shape(lambda: current)
     manager = checkpoints.manager(tmp_path, keep_period=4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.official import FIXTURES
 
-from score_st import config
+from score_st import config, networks
 from score_st.training import state
 from score_st.training.optimizer import optimizer_from_config
 
@@ -18,7 +18,7 @@ def test_updates_are_those_of_torch(name):
     """Twelve steps with warm-up, clipping, weight decay and the average's ramp; frequencies stay as they are."""
     c = config.default()
     c.optim.update(optimizer=name, lr=0.05, warmup=5, weight_decay=0.1)
-    optimizer = optimizer_from_config(c)
+    optimizer = optimizer_from_config(c, networks.from_config(c))
     fixed = {"all_modules_0": {"W": jnp.arange(3.0)}}
     current = state.create({"p": jnp.asarray(TORCH["p0"]), "q": jnp.asarray(TORCH["q0"])} | fixed, optimizer)
     for p, q in zip(TORCH["gp"], TORCH["gq"], strict=True):
