@@ -169,31 +169,45 @@ class Evaluation:
         error = losses.denoising_error(model.score(params), model.sde, x, jnp.full(len(x), t), z)
         return {"loss": 0.5 * error / np.prod(model.image_shape)}
 
-    def gradient_at(
+    def gradient_of(
         self,
         params: Any,
-        images: UInt8[Array, "B H W C"],
-        indices: Int[Array, " B"],
+        image: UInt8[Array, "1 H W C"],
+        index: Int[Array, " 1"],
         t: Float[Array, ""] | float,
         key: Key[Array, ""],
-    ) -> dict[str, Float[Array, ""]]:
-        """Returns ‖E gradient‖² of the loss at t and the trace of its covariance over images and noise, both unbiased.
+    ) -> tuple[Any, Float[Array, ""]]:
+        """Returns the gradient of one image's `loss_at`, a tree like the parameters, and its squared norm."""
+        gradient = jax.grad(lambda params: self.loss_at(params, image, index, t, key)["loss"][0])(params)
+        return gradient, _squares(gradient)
 
-        Needs two images or more.
-        """
-        n, zero = len(images), jax.tree.map(jnp.zeros_like, params)
-        squares = lambda tree: sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
 
-        def add(sums: tuple, example: tuple) -> tuple:
-            image, index = (array[None] for array in example)
-            loss = lambda params: self.loss_at(params, image, index, t, key)["loss"][0]
-            gradient = jax.grad(loss)(params)
-            return (jax.tree.map(jnp.add, sums[0], gradient), sums[1] + squares(gradient)), None
+def _squares(tree: Any) -> Float[Array, ""]:
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
 
-        (gradient, sum_of_squares), _ = jax.lax.scan(add, (zero, jnp.float32(0)), (images, indices))
-        square_of_mean = squares(gradient) / n**2
-        variance = (sum_of_squares / n - square_of_mean) * n / (n - 1)
-        return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
+
+def gradient_moments(
+    gradient_of: Callable, params: Any, images: UInt8[Array, "B H W C"], indices: Int[Array, " B"], *arguments: Any
+) -> dict[str, float]:
+    """Returns ‖E gradient‖² of the loss and the trace of its covariance over images and noise, both unbiased.
+
+    One program per image, since a loop of gradients is slow on a CPU.
+
+    Args:
+      gradient_of: `Evaluation.gradient_of`, jitted.
+      params: the network's weights.
+      images: two or more.
+      indices: of the images in their split.
+      *arguments: t and key.
+    """
+    n, total, sum_of_squares = len(images), None, 0.0
+    for i in range(n):
+        gradient, squares = gradient_of(params, images[i : i + 1], indices[i : i + 1], *arguments)
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        sum_of_squares += float(squares)
+    square_of_mean = float(_squares(total)) / n**2
+    variance = (sum_of_squares / n - square_of_mean) * n / (n - 1)
+    return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
 
 
 def check_batch_size(config: Any, mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_st.evaluation import runner
+from score_st.evaluation import image_terms, runner
 from score_st.evaluation.image_terms import Evaluation
 
 TIMES = 40
@@ -24,7 +24,7 @@ def curve(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: int)
     """
     sde, (device, params) = evaluation.model.sde, next(iter(run.params.items()))
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
-    loss_at, gradient_at = jax.jit(evaluation.loss_at), jax.jit(evaluation.gradient_at)
+    loss_at, gradient_of = jax.jit(evaluation.loss_at), jax.jit(evaluation.gradient_of)
     first = jax.device_put([a[:gradient_images] for a in (run.images, np.arange(len(run.images)))], device)
     key = jax.random.fold_in(jax.random.key(run.seed), 0)
     points = []
@@ -33,7 +33,9 @@ def curve(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: int)
         def compute(i: int = i, time: np.float32 = time) -> dict:
             loss = run(f"loss{i}", loss_at, time, store=False)["loss"]
             point = {"loss": loss.mean(), "std": loss.std()}
-            return point | (gradient_at(params, *first, time, key) if gradient_images else {})
+            if not gradient_images:
+                return point
+            return point | image_terms.gradient_moments(gradient_of, params, *first, time, key)
 
         points.append(run.results(("by_time", i), compute))
     weight = np.asarray(sde.diffusion2(t) / jnp.square(sde.sigma(t)), np.float64)

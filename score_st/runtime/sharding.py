@@ -32,6 +32,11 @@ def mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def platform(mesh: Mesh) -> str:
+    """Returns what the devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def specs(mesh: Mesh, abstract: Any) -> Any:
     """Returns a tree of PartitionSpecs that shard the longest axis of each array that `fsdp` divides."""
     parts = mesh.shape["fsdp"]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import clu.metrics
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -175,13 +176,20 @@ def stream(config: ConfigDict, images: Images) -> pipeline.Stream:
 
 
 def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """Returns a function of a state, a list of batches and a key: one program that does a step for each batch."""
+    """Returns a function of a state, a list of batches and a key: one program that does a step for each batch.
+
+    On a CPU it is one program per step, as gradients of convolutions are slow there inside a loop.
+    """
     mesh, one, several = step_config.mesh, stepping.jitted(step_config), stepping.jitted(step_config, several=True)
 
     def steps(current: TrainState, batches: list[np.ndarray], key: Array) -> tuple[TrainState, dict[str, Array]]:
-        if len(batches) == 1:
-            return one(current, place(mesh, batches[0]), key)
-        return several(current, place(mesh, np.stack(batches), axis=1), key)
+        if len(batches) > 1 and sharding.platform(mesh) != "cpu":
+            return several(current, place(mesh, np.stack(batches), axis=1), key)
+        metrics = []
+        for batch in batches:
+            current, new = one(current, place(mesh, batch), key)
+            metrics.append(new)
+        return current, jax.tree.map(lambda *values: jnp.stack(values) if len(values) > 1 else values[0], *metrics)
 
     return steps
 

@@ -146,7 +146,9 @@ def gradient_of_share(
     else:
         parts = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), inputs)
         zero = jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-        (loss, gradient), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro), parts))
+        # XLA's CPU backend is slow at a gradient of convolutions inside a loop
+        unroll = sharding.platform(config.mesh) == "cpu"
+        (loss, gradient), _ = jax.lax.scan(accumulate, zero, (jnp.arange(micro), parts), unroll=unroll)
     count = micro * config.mesh.size
     gradient = summed(gradient, specs, config.reduce_dtype)
     return jax.lax.psum(loss, sharding.AXES) / count, jax.tree.map(lambda leaf: leaf / count, gradient)
@@ -210,7 +212,7 @@ def eval_loss(
 def jitted(config: TrainStepConfig, several: bool = False) -> Any:
     """`train_step` (with `several`: `train_steps`) compiled for the mesh; the memory of the state is reused."""
     shardings, replicated = config.state_shardings, sharding.replicated(config.mesh)
-    on_tpu = config.mesh.devices.flat[0].platform == "tpu"
+    on_tpu = sharding.platform(config.mesh) == "tpu"
     return jax.jit(
         functools.partial(train_steps if several else train_step, config=config),
         compiler_options=TPU_OPTIONS if on_tpu else None,

@@ -283,7 +283,7 @@ def test_gradient_by_time():
     args = (images, jnp.arange(6), jnp.float32(0.4), jax.random.key(1))
     score = lambda params: lambda x, t: params["a"] * x + params["b"]
     evaluation = toy(diffusion, score, (2, 2, 1), 5, probe=jax.random.rademacher)
-    result = evaluation.gradient_at(params, *args)
+    result = image_terms.gradient_moments(jax.jit(evaluation.gradient_of), params, *args)
     gradients = jax.jacobian(lambda params: evaluation.loss_at(params, *args)["loss"])(params)
     gradients = np.concatenate([np.asarray(leaf).reshape(6, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
     variance = gradients.var(0, ddof=1).sum()

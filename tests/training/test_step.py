@@ -14,7 +14,7 @@ from support.commands import tiny
 from score_st.config import ConfigError
 from score_st.networks.layers import Dropout
 from score_st.runtime import sharding
-from score_st.training import step
+from score_st.training import loop, step
 
 
 def setup_on(devices: int, fsdp: int = 1, **more):
@@ -115,6 +115,23 @@ def test_the_curve_is_that_of_one_device(digits, alone, division):
         assert math.prod(moments.sharding.shard_shape(moments.shape)) == moments.size / 4
         evaluate = lambda current, setup: step.jitted_eval_loss(setup)(current.ema, digits[:16], jax.random.key(2))
         assert float(evaluate(current, setup)) == pytest.approx(float(evaluate(after, alone[2])), rel=1e-3)
+
+
+def test_on_a_cpu_no_loop_holds_a_gradient(digits):
+    """There it would be 15 times slower; several steps per dispatch are the same program, called several times."""
+    setup = setup_on(1, optim__num_micro_batch=2, training__n_jitted_steps=3)
+    images, key = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.uint8), jax.eval_shape(jax.random.key, 0)
+    program = step.jitted(setup).lower(setup.abstract_state, images, key).as_text()
+    loops = [line for line in program.splitlines() if "stablehlo.while(" in line]  # those of random numbers
+    assert loops and not any("tensor<3x3x" in line for line in loops)
+    create, steps = jax.jit(setup.create, out_shardings=setup.state_shardings), loop.compiled_steps(setup)
+    batches, key = list(digits[:48].reshape(3, 16, 8, 8, 1)), jax.random.key(1)
+    together, metrics = steps(create(jax.random.key(0)), batches, key)
+    alone = create(jax.random.key(0))
+    for batch in batches:
+        alone, last = steps(alone, [batch], key)
+    jax.tree.map(np.testing.assert_array_equal, together, alone)
+    assert metrics["loss"].shape == (3,) and metrics["loss"][2] == last["loss"]
 
 
 def test_dropout_is_that_of_one_device():
