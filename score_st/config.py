@@ -113,6 +113,9 @@ DATA = dict(
 MODEL = dict(
     name="ncsnpp",  # an entry of networks.NETWORKS
     parametrization="",  # ours: an entry of diffusion.parametrization.PARAMETRIZATIONS; empty: the SDE's own
+    time_conditioning="",  # ours: bounded (999 t), unbounded or log_noise_level; empty: the parametrization's own
+    data_std=0.5,  # ours: standard deviation of the scaled data, for parametrization=edm and idode times
+    data_mean=0.0,  # ours: mean of the scaled data, for parametrization=edm
     ema_rate=0.9999,  # of the moving average of the weights
     sigma_min=0.01,  # of VE and RVE
     sigma_max=50.0,  # of VE and RVE

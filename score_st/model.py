@@ -39,13 +39,10 @@ class DiffusionModel:
         """
         diffusion = sde.from_config(config)
         image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
-        model = cls(
-            image_shape,
-            networks.from_config(config),
-            diffusion,
-            parametrization.from_config(config, diffusion),
-            preprocessing.scaler_from_config(config),
-        )
+        form = parametrization.from_config(config, diffusion)
+        network = networks.from_config(config)
+        network = networks.with_normalized_input(network) if form.normalized else network
+        model = cls(image_shape, network, diffusion, form, preprocessing.scaler_from_config(config))
         truncation.from_config(config)
         losses.from_config(config, diffusion, groups=1)
         samplers.from_config(config)

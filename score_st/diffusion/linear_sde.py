@@ -18,7 +18,7 @@ from score_st.array_types import Array, Float, Key
 from score_st.config import ConfigError
 from score_st.diffusion import parametrization
 from score_st.diffusion.dims import expand
-from score_st.diffusion.parametrization import Parametrization
+from score_st.diffusion.parametrization import OfTime, Parametrization
 
 if TYPE_CHECKING:
     Times = Any  # mypy has no type for "a float gives a float, an array an array"
@@ -156,7 +156,11 @@ class SDE(abc.ABC):
         training = config.training
         if not training.continuous:
             return self.required_noise_levels(config).parametrization
-        return self._unbounded(training) if training.unbounded_parametrization else self._bounded(training)
+        form = self._bounded(training)
+        if not training.unbounded_parametrization:
+            return form
+        time_cond, log_time_cond = self.unbounded_time_conditioning(training)
+        return dataclasses.replace(form, time_conditioning=time_cond, log_time_conditioning=log_time_cond)
 
     def _bounded(self, training) -> Parametrization:
         """The network predicts the noise (or, without ddpm_score, the score), and is told 999 t."""
@@ -164,7 +168,12 @@ class SDE(abc.ABC):
             return parametrization.noise(self)
         return Parametrization(parametrization.bounded_time)
 
-    def _unbounded(self, training) -> Parametrization:
+    def unbounded_time_conditioning(self, training) -> tuple[OfTime, OfTime | None]:
+        """What an unbounded network is told of t, and what a Fourier embedding takes for its logarithm, or None.
+
+        Raises:
+          ConfigError: this SDE has none.
+        """
         raise ConfigError(f"config.training.unbounded_parametrization=True: {training.sde} has no unbounded form")
 
     def required_noise_levels(self, config) -> "NoiseLevels":

@@ -1,6 +1,7 @@
 """How a network stands for the score ∇ log p_t(x): how its input and output are scaled, and what it is told of t."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ OfTime = Callable[[Array], Array]  # t [B] -> [B]
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """The score as skip(t) x + output_scale(t) F(input_scale(t) x, time_conditioning(t)), with F the network.
+    """The score as skip(t) y + output_scale(t) F(input_scale(t) y, time_conditioning(t)), y = x − mean(t), F the network.
 
     A part that is None is the identity and adds no operation, so that the official forms keep their bits.
 
@@ -26,7 +27,9 @@ class Parametrization:
       output_scale: the factor of the network's output; None is 1.
       log_time_conditioning: what a Fourier embedding takes instead of the logarithm of `time_conditioning`.
       input_scale: the factor of the network's input; None is 1.
-      skip: the factor of x that is added; None is 0.
+      skip: the factor of y that is added; None is 0.
+      mean: what is subtracted from x; None is 0.
+      normalized: the network's input has a standard deviation near 1 at every t, and is taken as it is.
     """
 
     time_conditioning: OfTime
@@ -34,12 +37,15 @@ class Parametrization:
     log_time_conditioning: OfTime | None = None
     input_scale: OfTime | None = None
     skip: OfTime | None = None
+    mean: OfTime | None = None
+    normalized: bool = False
 
     def score(self, network: Network) -> Score:
         """The score function of a network."""
 
         def score(x: Array, t: Array) -> Array:
             log_time_cond = self.log_time_conditioning(t) if self.log_time_conditioning else None
+            x = x - expand(self.mean(t), x) if self.mean else x
             scaled = expand(self.input_scale(t), x) * x if self.input_scale else x
             output = network(scaled, self.time_conditioning(t), log_time_cond)
             output = expand(self.output_scale(t), x) * output if self.output_scale else output
@@ -75,8 +81,14 @@ class Diffusion(Protocol):
     def sigma(self, t: Array) -> Array:
         """The standard deviation of x_t given x_0."""
 
+    def logsnr(self, t: Array) -> Array:
+        """2 (log α − log σ)."""
+
     def default_parametrization(self, config) -> Parametrization:
         """The one that official networks of this SDE have."""
+
+    def unbounded_time_conditioning(self, training) -> tuple[OfTime, OfTime | None]:
+        """What the network of U-DDPM++ or U-NCSN++ is told; raises ConfigError where there is none."""
 
 
 def denoise(score: Score, sde: Diffusion, x: Float[Array, "B ..."], t: Float[Array, " B"]) -> Float[Array, "B ..."]:
@@ -89,14 +101,43 @@ def bounded_time(t: Float[Array, " B"]) -> Float[Array, " B"]:
     return 999.0 * t
 
 
-def noise(sde: Diffusion, time_conditioning: OfTime = bounded_time) -> Parametrization:
+def log_noise_level(sde: Diffusion) -> OfTime:
+    """t -> ¼ log(σ/α) (Karras et al. 2022, table 1)."""
+    return lambda t: -0.125 * sde.logsnr(t)
+
+
+def noise(sde: Diffusion) -> Parametrization:
     """The network predicts the noise, so the score is −F/σ (Ho et al. 2020, section 3.2)."""
-    return Parametrization(time_conditioning, lambda t: -1 / sde.sigma(t))
+    return Parametrization(bounded_time, lambda t: -1 / sde.sigma(t))
 
 
 def score(sde: Diffusion) -> Parametrization:
     """The network's output is the score, and it is told σ (Song et al. 2021)."""
     return Parametrization(sde.sigma)
+
+
+def preconditioned(sde: Diffusion, std: float, mean: float = 0.0) -> Parametrization:
+    """EDM's preconditioning (Karras et al. 2022, section 5), for any linear SDE.
+
+    With v = α² d² + σ², which is the variance of x_t if that of the data is d², the network gets (x − α m)/√v, and
+    the score is −(x − α m)/v + α d F/(σ √v). A network that returns 0 gives the score of N(m, d² I) data.
+    The loss ½ ‖σ s + z‖² is (α² d²/v) ½ ‖F − F*‖², where F* has the variance 1. For d = 1 on VP, F is −v of
+    Salimans and Ho (2022).
+
+    Args:
+      sde: the diffusion.
+      std: d, the standard deviation of the scaled data.
+      mean: m, the mean of the scaled data.
+    """
+    variance = lambda t: jnp.square(sde.alpha(t) * std) + jnp.square(sde.sigma(t))
+    return Parametrization(
+        bounded_time,
+        output_scale=lambda t: sde.alpha(t) * std / (sde.sigma(t) * jnp.sqrt(variance(t))),
+        input_scale=lambda t: 1 / jnp.sqrt(variance(t)),
+        skip=lambda t: -1 / variance(t),
+        mean=(lambda t: mean * sde.alpha(t)) if mean else None,
+        normalized=True,
+    )
 
 
 def ddpm(beta_min: float, beta_max: float, n: int) -> Parametrization:
@@ -111,25 +152,71 @@ def smld(last: float, n: int) -> Parametrization:
     return Parametrization(lambda t: jnp.round((last - t) * (n - 1)))
 
 
-PARAMETRIZATIONS: Table[Callable[[Diffusion], Parametrization]] = Table(
-    "model.parametrization", {"noise": noise, "score": score}
+def _preconditioned(config, sde: Diffusion, std: float, mean: float = 0.0) -> Parametrization:
+    model = config.model
+    if not (math.isfinite(std) and std > 0):
+        raise ConfigError(f"config.model.data_std={std}: should be above 0; `python -m score_st.data` prints it")
+    if not math.isfinite(mean):
+        raise ConfigError(f"config.model.data_mean={mean}: should be finite; `python -m score_st.data` prints it")
+    for section, key in (("model", "scale_by_sigma"), ("training", "official_loss")):
+        if config[section][key]:
+            raise ConfigError(
+                f"config.model.parametrization={model.parametrization}: can't be combined with {section}.{key}=True; "
+                "should be False"
+            )
+    return preconditioned(sde, std, mean)
+
+
+# builders of the parametrization, from the configuration and the SDE
+PARAMETRIZATIONS: Table[Callable[..., Parametrization]] = Table(
+    "model.parametrization",
+    {
+        "noise": lambda config, sde: noise(sde),
+        "score": lambda config, sde: score(sde),
+        "edm": lambda config, sde: _preconditioned(config, sde, config.model.data_std, config.model.data_mean),
+        "velocity": lambda config, sde: _preconditioned(config, sde, 1.0),
+    },
+)
+# builders of time conditioning: what the network is told, and what a Fourier embedding takes for its logarithm, or None
+TIME_CONDITIONINGS: Table[Callable[..., tuple[OfTime, OfTime | None]]] = Table(
+    "model.time_conditioning",
+    {
+        "bounded": lambda config, sde: (bounded_time, None),
+        "unbounded": lambda config, sde: sde.unbounded_time_conditioning(config.training),
+        "log_noise_level": lambda config, sde: (log_noise_level(sde),) * 2,
+    },
 )
 
 
 def from_config(config, sde: Diffusion) -> Parametrization:
     """The parametrization that model.parametrization names; where it is empty, the SDE's own.
 
+    What the network is told of t is model.time_conditioning; where that is empty, the parametrization's own, or the
+    unbounded one with training.unbounded_parametrization.
+
     Raises:
-      ConfigError: an unknown name, or a named parametrization beside an official key that asks for another.
+      ConfigError: an unknown name, a name beside an official key that asks for something else, or an impossible form.
     """
-    training, name = config.training, config.model.parametrization
-    if not name:
-        return sde.default_parametrization(config)
-    official = {"unbounded_parametrization": False, "ddpm_score": True, "continuous": True}
-    for key, value in official.items():
-        if training[key] != value:
-            raise ConfigError(
-                f"config.model.parametrization={name}: training.{key}={training[key]} asks for another one; "
-                f"leave one of the two at its default"
-            )
-    return PARAMETRIZATIONS.choose(name)(sde)
+    training, model = config.training, config.model
+    conditioning = model.time_conditioning
+    for key, value in {"ddpm_score": True, "continuous": True}.items():
+        for name in ("parametrization", "time_conditioning"):
+            if model[name] and training[key] != value and (name, key) != ("time_conditioning", "ddpm_score"):
+                raise ConfigError(
+                    f"config.model.{name}={model[name]}: training.{key}={training[key]} asks for another one; "
+                    "leave one of the two at its default"
+                )
+    if training.unbounded_parametrization and conditioning not in ("", "unbounded"):
+        raise ConfigError(
+            f"config.model.time_conditioning={conditioning}: training.unbounded_parametrization=True asks for another "
+            "one; leave one of the two at its default"
+        )
+    if not model.parametrization:
+        form = sde.default_parametrization(config)
+    else:
+        form = PARAMETRIZATIONS.choose(model.parametrization)(config, sde)
+        conditioning = conditioning or ("unbounded" if training.unbounded_parametrization else "")
+    if not conditioning:
+        return form
+    time_cond, log_time_cond = TIME_CONDITIONINGS.choose(conditioning)(config, sde)
+    return dataclasses.replace(form, time_conditioning=time_cond, log_time_conditioning=log_time_cond)

@@ -12,7 +12,7 @@ from score_st.array_types import Array
 from score_st.config import Table
 from score_st.diffusion import parametrization
 from score_st.diffusion.linear_sde import SDE, NoiseLevels, Prior, Times
-from score_st.diffusion.parametrization import Parametrization
+from score_st.diffusion.parametrization import OfTime, Parametrization
 
 __all__ = ["RVE", "SDE", "SDES", "VE", "VP", "NoiseLevels", "Prior", "SubVP", "from_config"]
 
@@ -83,11 +83,9 @@ class VP(SDE):
         first, last = growth(jnp.float32(1e-5)), growth(jnp.float32(self.T))
         return 999.0 * (growth(t) - first) / (last - first)
 
-    def _unbounded(self, training) -> Parametrization:
-        time_conditioning = functools.partial(self.unbounded_time, stabilizer=training.stabilizing_constant)
-        if training.ddpm_score:
-            return parametrization.noise(self, time_conditioning)
-        return Parametrization(time_conditioning)
+    def unbounded_time_conditioning(self, training) -> tuple[OfTime, OfTime | None]:
+        """`unbounded_time` with training.stabilizing_constant."""
+        return functools.partial(self.unbounded_time, stabilizer=training.stabilizing_constant), None
 
     def noise_levels(self, n: int) -> NoiseLevels | None:
         """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4)."""
@@ -254,9 +252,9 @@ class RVE(VE):
         slope = edge / self._log_b * math.log(edge / self.sigma_max) / (s_edge - 1)
         return jnp.where(sigma > edge, jnp.log(sigma), -slope / (sigma + 1e-4) + math.log(edge) + slope / edge)
 
-    def _unbounded(self, training) -> Parametrization:
-        """As U-NCSN++: a Fourier embedding of `unbounded_log_sigma`."""
-        return Parametrization(self.sigma, log_time_conditioning=self.unbounded_log_sigma)
+    def unbounded_time_conditioning(self, training) -> tuple[OfTime, OfTime | None]:
+        """As U-NCSN++: σ, and a Fourier embedding of `unbounded_log_sigma`."""
+        return self.sigma, self.unbounded_log_sigma
 
     def official_time_sampler(self, training) -> str:
         """Always uniform in 1/t."""

@@ -6,9 +6,25 @@ from ml_collections import ConfigDict
 
 from score_st.config import Table
 from score_st.networks import ncsnpp
-from score_st.networks.network import REMAT, Network, arithmetic_dtype, trainable, with_arithmetic
+from score_st.networks.network import (
+    REMAT,
+    Network,
+    arithmetic_dtype,
+    trainable,
+    with_arithmetic,
+    with_normalized_input,
+)
 
-__all__ = ["NETWORKS", "REMAT", "Network", "arithmetic_dtype", "from_config", "trainable", "with_arithmetic"]
+__all__ = [
+    "NETWORKS",
+    "REMAT",
+    "Network",
+    "arithmetic_dtype",
+    "from_config",
+    "trainable",
+    "with_arithmetic",
+    "with_normalized_input",
+]
 
 NETWORKS: Table[Callable[[ConfigDict], Network]] = Table("model.name", {"ncsnpp": ncsnpp.from_config})
 

@@ -31,6 +31,7 @@ class Network(Protocol):
     A network may have these too:
       dtype: field, the type of its arithmetic. Training sets it to `training.dtype`. Parameters are float32.
       remat: field, a name of `REMAT`. Training sets it to `training.remat`.
+      centered: field: the input is in [−1, 1], not [0, 1]. A parametrization that normalizes the input sets it.
       FIXED_PARAMS: class variable, the paths of parameters that are not trained, such as "all_modules_0/W".
     Without `dtype` and `remat`, a network is trained in float32 and nothing is recomputed.
     """
@@ -79,6 +80,12 @@ def with_arithmetic(network: Network, dtype: DTypeLike, remat: str) -> Network:
             raise ConfigError(f"config.training.{key}={name}: {kind} has no field `{key}`; should be {default}")
     changes = {key: value for key, value in (("dtype", dtype), ("remat", remat)) if key in fields}
     return network.clone(**changes) if changes else network
+
+
+def with_normalized_input(network: Network) -> Network:
+    """The network as it takes an input of standard deviation 1: it shifts and scales nothing."""
+    fields = {field.name for field in dataclasses.fields(cast(Any, network))}
+    return network.clone(centered=True) if "centered" in fields else network
 
 
 def arithmetic_dtype(network: Network) -> DTypeLike:
