@@ -113,6 +113,7 @@ DATA = dict(
 MODEL = dict(
     name="ncsnpp",  # an entry of networks.NETWORKS
     parametrization="",  # ours: an entry of diffusion.parametrization.PARAMETRIZATIONS; empty: the SDE's own
+    data_std=0.5,  # ours: standard deviation of the scaled data, for parametrization edm and idode times
     ema_rate=0.9999,  # of the moving average of the weights
     sigma_min=0.01,  # of VE and RVE
     sigma_max=50.0,  # of VE and RVE
