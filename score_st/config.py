@@ -44,6 +44,8 @@ TRAINING = dict(
     k=1.0,  # τ ~ τ^-k on [truncation_time, 1]; inf: τ = truncation_time
     truncation_prior="power",  # ours: an entry of diffusion.truncation.TRUNCATION_PRIORS
     tau_groups=0,  # ours: draws of τ per step; 0: one per device, 1: one per batch, batch_size: one per image
+    stratified=False,  # ours: spread times evenly over the images that share a τ, and τ over its draws
+    eval_images=256,  # ours: held-out images of `eval_nelbo` in the log, always with the same noise; 0: none
     fsdp=1,  # ours: devices over which parameters, optimizer state and average are sharded
     dtype="float32",  # ours: arithmetic of training, or bfloat16; weights, statistics and loss stay float32
     reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
@@ -154,6 +156,7 @@ OPTIM = dict(
     eps=1e-8,  # of Adam
     weight_decay=0.0,  # of Adam (L2) or AdamW (decoupled)
     warmup=5000,  # steps of linear warm-up
+    schedule="constant",  # ours: the rate after warm-up, constant or cosine (down to 0 at training.n_iters)
     grad_clip=1.0,  # clips the global norm of the gradient; negative: no clipping
     num_micro_batch=1,  # parts of a device's share, computed one after the other
 )

@@ -140,8 +140,8 @@ def test_the_table_of_official_keys():
             keys = dict(zip(("importance_sampling", "likelihood_weighting"), values, strict=True), sde=name)
             settings = config.load(DIGITS, {f"training.{key}": value for key, value in keys.items()} | BOUNDED)
             diffusion = sde.from_config(settings)
-            assert time_sampling.from_config(settings, diffusion) is time_sampling.TIME_SAMPLERS[sampler]
-            assert weighting.from_config(settings, diffusion) is weighting.WEIGHTINGS[weight]
+            assert time_sampling.from_config(settings, diffusion) == time_sampling.TIME_SAMPLERS[sampler](settings)
+            assert weighting.from_config(settings, diffusion) == weighting.WEIGHTINGS[weight](settings)
 
 
 QUICK = TINY | {"training.n_iters": "20", "training.snapshot_freq": "20", "training.log_freq": "10"}

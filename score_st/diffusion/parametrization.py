@@ -18,9 +18,9 @@ OfTime = Callable[[Array], Array]  # t [B] -> [B]
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """The score as skip(t) y + output_scale(t) F(input_scale(t) y, time_conditioning(t)), y = x − mean(t), F the network.
+    """The score as skip(t) y + output_scale(t) F(input_scale(t) y, time_conditioning(t)), with y = x − mean(t).
 
-    A part that is None is the identity and adds no operation, so that the official forms keep their bits.
+    F is the network. A part that is None is the identity and adds no operation, so that the official forms keep their bits.
 
     Attributes:
       time_conditioning: what the network is told of t.
@@ -102,7 +102,7 @@ def bounded_time(t: Float[Array, " B"]) -> Float[Array, " B"]:
 
 
 def log_noise_level(sde: Diffusion) -> OfTime:
-    """t -> ¼ log(σ/α) (Karras et al. 2022, table 1)."""
+    """Returns ¼ log(σ/α) as a function of t (Karras et al. 2022, table 1)."""
     return lambda t: -0.125 * sde.logsnr(t)
 
 
@@ -177,7 +177,7 @@ PARAMETRIZATIONS: Table[Callable[..., Parametrization]] = Table(
         "velocity": lambda config, sde: _preconditioned(config, sde, 1.0),
     },
 )
-# builders of time conditioning: what the network is told, and what a Fourier embedding takes for its logarithm, or None
+# builders of the time conditioning, and of what a Fourier embedding takes for its logarithm (or None)
 TIME_CONDITIONINGS: Table[Callable[..., tuple[OfTime, OfTime | None]]] = Table(
     "model.time_conditioning",
     {

@@ -1,6 +1,8 @@
 """How the time t of an image is drawn on [τ, T], with the weight that turns a mean over t into an integral."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -78,6 +80,34 @@ class Reciprocal:
 
 
 @dataclasses.dataclass(frozen=True)
+class IDODE:
+    """Density ∝ (g²/σ²) · α²d²/(α²d² + σ²), the times of i-DODE (Zheng et al. 2023) for any diffusion; C = 1.
+
+    Uniform in y = softplus(logSNR + 2 ln d), whose fall from τ to T is the weight. Times where x_t is nearly all noise
+    are rare: there a network that predicts the velocity, or is preconditioned, has little left to learn.
+
+    Attributes:
+      data_std: d, the standard deviation of the scaled data.
+    """
+
+    data_std: float
+
+    @property
+    def natural(self) -> Weighting:
+        """The likelihood weighting times the part of x_t's variance that is data."""
+        return weighting.SignalFraction(self.data_std)
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`."""
+        shift = 2 * math.log(self.data_std)
+        start = jax.nn.softplus(sde.logsnr(tau) + shift)
+        z = start - jax.nn.softplus(sde.logsnr(jnp.full_like(tau, sde.T)) + shift)
+        y = start - u * z
+        logsnr = y + jnp.log(-jnp.expm1(-y)) - shift  # the inverse of softplus
+        return jnp.clip(sde.time(logsnr), tau, sde.T), z
+
+
+@dataclasses.dataclass(frozen=True)
 class Averaged:
     """The times of another sampler with weight 1: the official code's mean over [τ, T] instead of the integral.
 
@@ -102,14 +132,32 @@ def low_discrepancy(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
     return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
 
 
-def stratified(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
-    """Draws u in [0, 1), one in each of n equal parts, in random order: each value is independent of its place."""
+def stratified(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Draws u in [0, 1): along the last axis one in each of n equal parts, in random order.
+
+    Each value is uniform and independent of its place; those along the last axis are together evenly spread.
+    """
+    *rows, n = shape
+    if rows:
+        keys = jax.random.split(key, math.prod(rows))
+        return jax.vmap(lambda key: stratified(key, (n,)))(keys).reshape(shape)
     order, jitter = jax.random.split(key)
     return (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
 
 
-TIME_SAMPLERS: Table[TimeSampler] = Table(
-    "training.time_sampler", {"uniform": Uniform(), "importance": Importance(), "reciprocal": Reciprocal()}
+def _idode(config) -> IDODE:
+    return IDODE(weighting.data_std(config))
+
+
+# builders of the time sampler, from the configuration
+TIME_SAMPLERS: Table[Callable[..., TimeSampler]] = Table(
+    "training.time_sampler",
+    {
+        "uniform": lambda config: Uniform(),
+        "importance": lambda config: Importance(),
+        "reciprocal": lambda config: Reciprocal(),
+        "idode": _idode,
+    },
 )
 
 
@@ -117,19 +165,20 @@ def from_config(config, sde: SDE) -> TimeSampler:
     """The sampler that training.time_sampler names; where it is empty, what the official keys mean.
 
     Raises:
-      ConfigError: an unknown name, one that differs from an official key that is not at its default, or one of ours
-        with training.official_loss.
+      ConfigError: an unknown name, one that differs from an official key that is not at its default, one of ours with
+        training.official_loss, or settings that make no sampler.
     """
     training = config.training
     official = sde.official_time_sampler(training)
     literal = "importance" if training.importance_sampling else "uniform"
     weighting.check_twin(config, "time_sampler", "importance_sampling", {official, literal})
-    sampler = TIME_SAMPLERS.choose(training.time_sampler or official)
+    build = TIME_SAMPLERS.choose(training.time_sampler or official)
     if not training.official_loss:
-        return sampler
+        return build(config)
     if training.time_sampler not in ("", official):
         raise ConfigError(
             f"config.training.official_loss=True: the official code has no {training.time_sampler} times here; "
             "leave time_sampler empty"
         )
+    sampler = build(config)
     return sampler if sampler == Importance() else Averaged(sampler)

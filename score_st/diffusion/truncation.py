@@ -67,13 +67,22 @@ class Truncation:
         return Truncation(math.inf, self.eps)
 
 
-def sample(prior: TruncationPrior, key: Key[Array, ""], groups: int, batch: int) -> Float[Array, " B"]:
+def sample(
+    prior: TruncationPrior, key: Key[Array, ""], groups: int, batch: int, uniforms: Callable = jax.random.uniform
+) -> Float[Array, " B"]:
     """τ for each image of a batch: one draw for each of `groups` equal, contiguous parts.
 
     If the batch is sharded over as many devices as there are groups, every device has a τ of its own. One group is one
     τ per batch, as in the official code; as many groups as images is one τ per image.
+
+    Args:
+      prior: of τ.
+      key: of the draws.
+      groups: how many.
+      batch: the number of images.
+      uniforms: (key, shape) -> u in [0, 1), such as `time_sampling.stratified`.
     """
-    tau = prior.quantile(jax.random.uniform(key, (groups,)))
+    tau = prior.quantile(uniforms(key, (groups,)))
     return jnp.broadcast_to(tau[:, None], (groups, batch // groups)).reshape(batch)
 
 

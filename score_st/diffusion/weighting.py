@@ -1,7 +1,11 @@
 """The weighting c(t) of the denoising score matching loss: ∫ c(t) ½‖σ s + z‖² dt."""
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float
@@ -13,7 +17,10 @@ Times = Float[Array, " B"]
 
 @runtime_checkable
 class Weighting(Protocol):
-    """A function (sde, t [B]) -> c [B], positive. A new one is a function and a line of `WEIGHTINGS`."""
+    """A function (sde, t [B]) -> c [B], positive. A new one is a function and a line of `WEIGHTINGS`.
+
+    One with settings is a frozen dataclass: the loss compares it by `==` with the natural weighting of the times.
+    """
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """c(t), the factor of ½‖σ s + z‖² under dt."""
@@ -39,13 +46,37 @@ def reciprocal_likelihood(sde: SDE, t: Times) -> Times:
     return likelihood(sde, t) / jnp.square(t)
 
 
-WEIGHTINGS: Table[Weighting] = Table(
+@dataclasses.dataclass(frozen=True)
+class SignalFraction:
+    """The weighting c = (g²/σ²) · α²d²/(α²d² + σ²), natural to the times of i-DODE (Zheng et al. 2023).
+
+    Attributes:
+      data_std: d, the standard deviation of the scaled data.
+    """
+
+    data_std: float
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return likelihood(sde, t) * jax.nn.sigmoid(sde.logsnr(t) + 2 * math.log(self.data_std))
+
+
+def data_std(config) -> float:
+    """model.data_std; raises ConfigError unless it is positive."""
+    value = config.model.data_std
+    if not 0 < value < math.inf:
+        raise ConfigError(f"config.model.data_std={value}: should be positive, the standard deviation of scaled data")
+    return value
+
+
+# builders of the weighting, from the configuration
+WEIGHTINGS: Table[Callable[..., Weighting]] = Table(
     "training.weighting",
     {
-        "variance": variance,
-        "likelihood": likelihood,
-        "reciprocal": reciprocal,
-        "reciprocal_likelihood": reciprocal_likelihood,
+        "variance": lambda config: variance,
+        "likelihood": lambda config: likelihood,
+        "reciprocal": lambda config: reciprocal,
+        "reciprocal_likelihood": lambda config: reciprocal_likelihood,
     },
 )
 
@@ -60,7 +91,7 @@ def from_config(config, sde: SDE) -> Weighting:
     official = sde.official_weighting(training)
     literal = "likelihood" if training.likelihood_weighting else "variance"
     check_twin(config, "weighting", "likelihood_weighting", {official, literal})
-    return WEIGHTINGS.choose(training.weighting or official)
+    return WEIGHTINGS.choose(training.weighting or official)(config)
 
 
 def check_twin(config, key: str, official_key: str, meanings: set[str]) -> None:

@@ -103,7 +103,7 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
             terms.pop("reconstruction", None)
     if section.nelbo_iter:
         key = lambda repeat: jax.random.fold_in(jax.random.key(run.seed), repeat)
-        u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), len(run.images))),)
+        u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), (len(run.images),))),)
         bound = jax.jit(evaluation.nelbo)
         repeats["nelbo"] = _run_repeats(*start("nelbo"), section.nelbo_iter, bound, per_image=u)
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}

@@ -183,7 +183,7 @@ class Evaluation:
 
 
 def _squares(tree: Any) -> Float[Array, ""]:
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+    return jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def gradient_moments(

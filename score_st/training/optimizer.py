@@ -1,6 +1,7 @@
 """The optimizers, by their names in the configuration."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,12 +32,24 @@ def adamw(optim: ConfigDict, lr: optax.ScalarOrSchedule, mask: Any) -> optax.Gra
 OPTIMIZERS = Table("optim.optimizer", {"Adam": adam, "AdamW": adamw})
 
 
+def cosine(config: ConfigDict, count: Any) -> Any:
+    """Falls from 1 to 0 at training.n_iters along half a cosine (Loshchilov and Hutter 2017, eq. 5)."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / config.training.n_iters, 1.0)))
+
+
+# functions of the configuration and the count of updates: the factor of the learning rate; None is 1
+SCHEDULES: Table[Callable | None] = Table("optim.schedule", {"constant": None, "cosine": cosine})
+
+
 def optimizer_from_config(config: ConfigDict, network: networks.Network) -> optax.GradientTransformation:
-    """Clips the global norm of the gradient, then does Adam or AdamW with linear warm-up from 0 at the first step."""
-    optim = config.optim
+    """Clips the global norm of the gradient, then does Adam or AdamW with linear warm-up from 0 and a schedule."""
+    optim, schedule = config.optim, SCHEDULES.choose(config.optim.schedule)
     lr: optax.ScalarOrSchedule = optim.lr
     if optim.warmup > 0:
         lr = lambda count: optim.lr * jnp.minimum(count / optim.warmup, 1.0)
+    if schedule:
+        warmed_up: Any = lr if callable(lr) else lambda count: optim.lr
+        lr = lambda count: warmed_up(count) * schedule(config, count)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip >= 0 else optax.identity()
     mask = functools.partial(networks.trainable, network)
     return optax.chain(clip, OPTIMIZERS.choose(optim.optimizer)(optim, lr, mask))

@@ -20,7 +20,7 @@ from score_st import networks
 from score_st.array_types import Array, Float, Key, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
-from score_st.diffusion import losses, truncation
+from score_st.diffusion import losses, time_sampling, truncation
 from score_st.diffusion.losses import Loss
 from score_st.diffusion.truncation import TruncationPrior
 from score_st.model import DiffusionModel
@@ -45,6 +45,7 @@ class TrainStepConfig:
       random_flip: flip images left to right at random.
       ema_rate: of the average.
       groups: draws of τ per batch.
+      stratified: times are stratified among the images that share a τ, and the draws of τ among themselves.
       micro_batches: parts of a device's share, computed one after the other.
       mesh: with the axes `sharding.AXES`; the batch is sharded along both, τ follows a device's place along `data`.
       reduce_dtype: the type in which gradients are summed across devices.
@@ -57,6 +58,7 @@ class TrainStepConfig:
     random_flip: bool
     ema_rate: float
     groups: int
+    stratified: bool
     micro_batches: int
     mesh: Mesh
     reduce_dtype: Any
@@ -85,9 +87,10 @@ def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Arra
     if config.random_flip:
         images = preprocessing.random_flip(images, keys[0])
     x = config.model.scaler.forward(images, jax.random.uniform(keys[1], images.shape))
-    u = jax.random.uniform(keys[2], (len(x),))
+    uniforms = time_sampling.stratified if config.stratified else jax.random.uniform
+    u = uniforms(keys[2], (config.groups, len(x) // config.groups)).reshape(len(x))
     z, z_rec = (jax.random.normal(key, x.shape) for key in keys[3:5])
-    tau = truncation.sample(config.truncation, keys[5], config.groups, len(x))
+    tau = truncation.sample(config.truncation, keys[5], config.groups, len(x), uniforms)
     return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec}
 
 
@@ -254,6 +257,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
         config.data.random_flip,
         config.model.ema_rate,
         groups,
+        training.stratified,
         micro,
         mesh,
         reduce_dtype,

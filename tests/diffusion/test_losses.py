@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.gaussian import SDES, Gaussian
+from support.gaussian import SDES, Gaussian, settings_of
 from support.official import FIXTURES, GivenTimes, OfficialRVE, OfficialVP, family, importance_weight, nhwc
 
 from score_st import config
@@ -112,7 +112,9 @@ def test_mixture_of_a_configuration():
 def test_the_mean_over_u_is_the_weighted_integral(name, sampler, weights):
     """Of every time sampler with every weighting, up to the sampler's constant; in closed form for Gaussian data."""
     diffusion, data, n = SDES[name], Gaussian(), 100000
-    sampler, weights = TIME_SAMPLERS[sampler], WEIGHTINGS[weights]
+    sampler, weights = (
+        table[key](settings_of(name)) for table, key in ((TIME_SAMPLERS, sampler), (WEIGHTINGS, weights))
+    )
     constant = 1 / (1 / diffusion.eps - 1) if sampler == time_sampling.Reciprocal() else 1.0
     with jax.enable_x64(True):
         tau, u = jnp.full(n, 0.1), (jnp.arange(n) + 0.5) / n

@@ -52,7 +52,7 @@ def test_reciprocal_times_are_the_official_ones(reference):
 @pytest.mark.parametrize("name", SDES)
 def test_weighted_mean_over_t_is_the_integral(name, sampler):
     """E[w h(t)] = C ∫ c h dt for any h, with c the natural weighting and the C that is stated, for every τ."""
-    sde, sampler = SDES[name], TIME_SAMPLERS[sampler]
+    sde, sampler = SDES[name], TIME_SAMPLERS[sampler](config.default())
     constant = 1 / (1 / sde.eps - 1) if sampler == time_sampling.Reciprocal() else 1.0
     with jax.enable_x64(True):
         u = (jnp.arange(20000) + 0.5) / 20000
@@ -64,6 +64,42 @@ def test_weighted_mean_over_t_is_the_integral(name, sampler):
                 integral = jnp.sum(jnp.diff(grid) * (values[1:] + values[:-1]) / 2)
                 np.testing.assert_allclose(jnp.mean(weight * h(t)), integral, rtol=1e-4)
             assert jnp.all(jnp.diff(t) > 0) and t[0] >= tau and t[-1] <= 1
+
+
+def test_idode_times_of_vp_are_in_proportion_to_the_data():
+    """With d = 1 it is α² in logSNR, so log σ is uniform, and only 2.4 % of the times are above 0.35."""
+    vp, u = SDES["vpsde_1e-5"], jnp.linspace(0, 1, 10001)
+    with jax.enable_x64(True):
+        tau, end = jnp.float64(0.01), jnp.float64(1.0)
+        t, weight = time_sampling.IDODE(1.0)(vp, jnp.full(10001, tau), jnp.linspace(0, 1, 10001))
+        z = 2 * (vp.log_sigma(end) - vp.log_sigma(tau))
+        np.testing.assert_allclose(weight, z, rtol=1e-12)
+        np.testing.assert_allclose(2 * (vp.log_sigma(t) - vp.log_sigma(tau)) / z, jnp.linspace(0, 1, 10001), atol=1e-9)
+    t, _ = time_sampling.IDODE(1.0)(vp, jnp.full_like(u, vp.eps), u)
+    assert float(jnp.mean(t > 0.35)) == pytest.approx(0.024, abs=1e-3)
+    t, _ = time_sampling.Importance()(vp, jnp.full_like(u, vp.eps), u)
+    assert float(jnp.mean(t > 0.35)) == pytest.approx(0.38, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", ["vpsde_1e-5", "subvpsde", "vesde_celeba"])
+def test_idode_times_in_float32_close_to_T(name):
+    sde, sampler = SDES[name], time_sampling.IDODE(0.5)
+    u = (jnp.arange(10000) + 0.5) / 10000
+    t, weight = sampler(sde, jnp.full_like(u, 0.99), u)
+    with jax.enable_x64(True):
+        u = u.astype(float)
+        exact, z = sampler(sde, jnp.full_like(u, jnp.float32(0.99)), u)
+    np.testing.assert_allclose(t, exact, atol=1e-6)
+    np.testing.assert_allclose(weight, z, rtol=2e-4)
+    assert len(np.unique(t)) > 5000 and np.all(np.diff(t) >= 0)
+
+
+def test_settings_out_of_range():
+    c, vp = settings(time_sampler="idode")
+    for value in (0.0, -1.0, float("inf"), float("nan")):
+        c.model.data_std = value
+        with pytest.raises(config.ConfigError, match=f"model.data_std={value}: should be positive"):
+            time_sampling.from_config(c, vp)
 
 
 def test_low_discrepancy():
@@ -96,8 +132,8 @@ def test_what_the_official_keys_mean(name, keys):
     times, weights, rve = OFFICIAL[keys]
     if name == "reciprocal_vesde":
         times, weights = "reciprocal", rve
-    assert time_sampling.from_config(c, diffusion) == TIME_SAMPLERS[times]
-    assert weighting.from_config(c, diffusion) == weighting.WEIGHTINGS[weights]
+    assert time_sampling.from_config(c, diffusion) == TIME_SAMPLERS[times](c)
+    assert weighting.from_config(c, diffusion) == weighting.WEIGHTINGS[weights](c)
 
 
 def test_a_key_and_its_official_twin_may_not_differ():
@@ -109,7 +145,7 @@ def test_a_key_and_its_official_twin_may_not_differ():
     c.training.importance_sampling = True  # at its default, it counts as not given
     for name in TIME_SAMPLERS:
         c.training.time_sampler = name
-        assert time_sampling.from_config(c, vp) == TIME_SAMPLERS[name]
+        assert time_sampling.from_config(c, vp) == TIME_SAMPLERS[name](c)
     c.training.update(likelihood_weighting=False, weighting="variance")
     assert weighting.from_config(c, vp) == weighting.variance
     c.training.weighting = "reciprocal"

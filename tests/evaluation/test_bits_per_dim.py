@@ -261,7 +261,7 @@ def test_errors_over_images_and_repeats():
     rng = np.random.default_rng(0)
     n, count = 4000, 8
     image = rng.normal(3.0, 0.5, n)
-    u = [np.asarray(time_sampling.stratified(jax.random.key(r), n)) for r in range(count)]
+    u = [np.asarray(time_sampling.stratified(jax.random.key(r), (n,))) for r in range(count)]
     repeats = [{"prior": image, "trace": 4 * (a - 0.5)} for a in u]
     figures = bits_per_dim.summary("nelbo", repeats, 1.0)
     assert figures["nelbo"] == pytest.approx(1 + image.mean(), abs=1e-3)

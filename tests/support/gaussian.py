@@ -1,10 +1,12 @@
 """Data whose score is known: a Gaussian in each pixel."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from score_st import config
 from score_st.diffusion import sde
@@ -15,14 +17,15 @@ SHAPE = (2, 2, 1)
 SETTINGS = {"reciprocal_vesde": {"sigma_min": 1e-3}}
 
 
-def from_table(name: str) -> sde.SDE:
+def settings_of(name: str, **training: Any) -> ConfigDict:
+    """A configuration with this SDE."""
     made = config.default()
-    made.training.sde = name
+    made.training.update(training, sde=name)
     made.model.update(SETTINGS.get(name, {}))
-    return sde.from_config(made)
+    return made
 
 
-SDES = {name: from_table(name) for name in sde.SDES}
+SDES = {name: sde.from_config(settings_of(name)) for name in sde.SDES}
 
 
 @dataclasses.dataclass(frozen=True)
