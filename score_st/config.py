@@ -171,7 +171,7 @@ SECTIONS = {
 
 # keys that may change from one run to the next in the same workdir
 FREE = (
-    *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_freq"),
+    *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared"),
     *("training.fsdp", "training.remat", "training.n_jitted_steps"),
 )

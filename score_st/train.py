@@ -18,7 +18,7 @@ from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import claim_workdir, write_text
-from score_st.training import loop
+from score_st.training import loop, optimizer
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 
@@ -92,7 +92,8 @@ def train(
     if config.eval.enable_bpd:
         image_terms.check_batch_size(config, eval_mesh)
         image_terms.from_config(config, model)
-    workdir = claim_workdir(workdir, config, lambda key: not key.startswith(FREE), base)
+    fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
+    workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
     return loop.fit(config, workdir, step_config, images, at_snapshot)

@@ -20,7 +20,7 @@ OfTime = Callable[[Array], Array]  # t [B] -> [B]
 class Parametrization:
     """The score as skip(t) y + output_scale(t) F(input_scale(t) y, time_conditioning(t)), with y = x − mean(t).
 
-    F is the network. A part that is None is the identity and adds no operation, so that the official forms keep their bits.
+    F is the network. A part that is None is the identity and adds no operation, so the official forms keep their bits.
 
     Attributes:
       time_conditioning: what the network is told of t.

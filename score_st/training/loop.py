@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from score_st.array_types import Array, Key, Shaped, UInt8
 from score_st.data import pipeline
 from score_st.data.images import Images
+from score_st.diffusion import time_sampling
 from score_st.runtime import distributed, progress, sharding
 from score_st.runtime.workdir import write_text
 from score_st.training import checkpoints
@@ -200,6 +201,27 @@ def compiled_eval(step_config: TrainStepConfig, stream: pipeline.Stream) -> Call
     return lambda current, step, key: float(loss(current.ema, place(mesh, stream.batch(step)), key))
 
 
+def compiled_nelbo(config: ConfigDict, step_config: TrainStepConfig, stream: pipeline.Stream) -> Callable[..., float]:
+    """Returns a function of a state: the NELBO of the averaged weights in bits/dim, on training.eval_images images.
+
+    Images, times and noise are the same at each call and for each run with this seed, so that runs with different
+    losses can be compared while they train. The times are evenly spread.
+    """
+    size, mesh = config.training.batch_size, step_config.mesh
+    count = -(-config.training.eval_images // size)
+    bound, keys = stepping.jitted_nelbo(step_config), [jax.random.key(i) for i in range(count)]
+    u = np.asarray(time_sampling.stratified(jax.random.key(config.seed), (count * size,)), np.float32)
+    share = size // jax.process_count()
+    first = jax.process_index() * share
+    rows = [u[i * size + first : i * size + first + share] for i in range(count)]
+
+    def mean(current: TrainState) -> float:
+        parts = ((place(mesh, stream.batch(i)), place(mesh, rows[i]), keys[i]) for i in range(count))
+        return float(np.mean([bound(current.ema, *part) for part in parts]))
+
+    return mean
+
+
 def fit(
     config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Mapping[str, Images], snapshot: Snapshot
 ) -> TrainState:
@@ -219,6 +241,7 @@ def fit(
     current = resume(manager, step_config, key)
     start = step = int(current.step)
     steps, eval_loss = compiled_steps(step_config), compiled_eval(step_config, stream(config, images["test"]))
+    eval_nelbo = compiled_nelbo(config, step_config, stream(config, images["test"]))
     log, means = Log(workdir, start, stop), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
@@ -236,6 +259,8 @@ def fit(
         # a line of the log
         if first or due(training.log_freq):
             extra = {"eval_loss": eval_loss(current, step, key)} if due(training.eval_freq) else {}
+            if extra and training.eval_images:
+                extra["eval_nelbo"] = eval_nelbo(current)
             log.train(step, means.compute(), batches.waited(), **extra)
             check_finite(step, metrics["loss"], manager.wait_until_finished)
             means = Means.empty()

@@ -41,6 +41,11 @@ def cosine(config: ConfigDict, count: Any) -> Any:
 SCHEDULES: Table[Callable | None] = Table("optim.schedule", {"constant": None, "cosine": cosine})
 
 
+def depends_on_length(config: ConfigDict) -> bool:
+    """Whether the schedule of the learning rate depends on training.n_iters, so that a run can't be prolonged."""
+    return SCHEDULES.choose(config.optim.schedule) is not None
+
+
 def optimizer_from_config(config: ConfigDict, network: networks.Network) -> optax.GradientTransformation:
     """Clips the global norm of the gradient, then does Adam or AdamW with linear warm-up from 0 and a schedule."""
     optim, schedule = config.optim, SCHEDULES.choose(config.optim.schedule)

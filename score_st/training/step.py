@@ -7,6 +7,7 @@ summed once per step, whatever the number of micro-batches.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from score_st import networks
 from score_st.array_types import Array, Float, Key, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
-from score_st.diffusion import losses, time_sampling, truncation
-from score_st.diffusion.losses import Loss
+from score_st.diffusion import likelihood, losses, time_sampling, truncation
+from score_st.diffusion.losses import LogMass, Loss
 from score_st.diffusion.truncation import TruncationPrior
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
@@ -47,6 +48,7 @@ class TrainStepConfig:
       groups: draws of τ per batch.
       stratified: times are stratified among the images that share a τ, and the draws of τ among themselves.
       micro_batches: parts of a device's share, computed one after the other.
+      log_mass: of discrete data, for lossless bounds, see `losses.reconstruction`.
       mesh: with the axes `sharding.AXES`; the batch is sharded along both, τ follows a device's place along `data`.
       reduce_dtype: the type in which gradients are summed across devices.
     """
@@ -60,6 +62,7 @@ class TrainStepConfig:
     groups: int
     stratified: bool
     micro_batches: int
+    log_mass: LogMass | None
     mesh: Mesh
     reduce_dtype: Any
 
@@ -212,6 +215,41 @@ def eval_loss(
     return on_devices(share, config, 1)(params, draw(config, images, key), key)
 
 
+def nelbo(
+    params: Any,
+    images: UInt8[Array, "B H W C"],
+    u: Float[Array, " B"],
+    key: Key[Array, ""],
+    *,
+    config: TrainStepConfig,
+) -> Float[Array, ""]:
+    """The variational bound on −log p(x_0) in bits/dim, the mean over the images, whatever the loss in training.
+
+    Args:
+      params: of the network.
+      images: of integers.
+      u: on [0, 1), for the importance-sampled times, see `likelihood.nelbo`.
+      key: for all other noise.
+      config: of the step.
+    """
+    model, keys = config.model, jax.random.split(key, 3)
+    x = model.scaler.forward(images, jax.random.uniform(keys[0], images.shape))
+    inputs = {"x": x, "u": u, "z": jax.random.normal(keys[1], x.shape), "z_rec": jax.random.normal(keys[2], x.shape)}
+
+    def share(params: Any, inputs: dict, _: Array, *, config: TrainStepConfig, specs: Any) -> Array:
+        params = all_gathered(params, specs, networks.arithmetic_dtype(model.network))
+        score, x = model.score(params), inputs["x"]
+        terms = likelihood.nelbo(score, model.sde, x, inputs["u"], inputs["z"])
+        eps = jnp.full(len(x), model.sde.eps)
+        residual = losses.reconstruction(score, model.sde, x, eps, inputs["z_rec"], config.log_mass)
+        return jax.lax.pmean(jnp.mean(sum(terms, start=residual)), sharding.AXES)
+
+    nats, scaler = on_devices(share, config, 1)(params, inputs, key), model.scaler
+    lossless = config.log_mass is not None
+    bits = likelihood.bits_per_dim(nats, math.prod(images.shape[1:]), scaler.num_levels, scaler.centered, lossless)
+    return jnp.asarray(bits)
+
+
 def jitted(config: TrainStepConfig, several: bool = False) -> Any:
     """`train_step` (with `several`: `train_steps`) compiled for the mesh; the memory of the state is reused."""
     shardings, replicated = config.state_shardings, sharding.replicated(config.mesh)
@@ -230,6 +268,13 @@ def jitted_eval_loss(config: TrainStepConfig) -> Any:
     params, replicated = config.state_shardings.params, sharding.replicated(config.mesh)
     inputs = (params, sharding.sharded(config.mesh), replicated)
     return jax.jit(functools.partial(eval_loss, config=config), in_shardings=inputs, out_shardings=replicated)
+
+
+def jitted_nelbo(config: TrainStepConfig) -> Any:
+    """`nelbo` compiled for the mesh."""
+    params, replicated = config.state_shardings.params, sharding.replicated(config.mesh)
+    inputs = (params, sharding.sharded(config.mesh), sharding.sharded(config.mesh), replicated)
+    return jax.jit(functools.partial(nelbo, config=config), in_shardings=inputs, out_shardings=replicated)
 
 
 def from_config(config, mesh: Mesh) -> TrainStepConfig:
@@ -259,6 +304,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
         groups,
         training.stratified,
         micro,
+        losses.log_mass_from_config(config) if config.data.dequantization == "lossless" else None,
         mesh,
         reduce_dtype,
     )
