@@ -82,6 +82,19 @@ def preview(config: ConfigDict, images: Images, count: int = 64) -> UInt8[np.nda
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)
 
 
+def scaled_moments(config: ConfigDict, survey: dict[str, Any]) -> dict[str, float]:
+    """Returns model.data_mean and model.data_std: of the images of a survey over all pixels, as the network gets them.
+
+    Uniform dequantization adds half a level to the mean and 1/12 of a squared level to the variance.
+    """
+    mean, std = np.asarray(survey["mean"]), np.asarray(survey["std"])
+    total = np.sqrt(np.mean(std**2 + mean**2) - np.mean(mean) ** 2), np.mean(mean)
+    uniform, levels = config.data.dequantization == "uniform", config.data.num_levels
+    width = (2 if config.data.centered else 1) / (levels if uniform else levels - 1)
+    std, mean = np.sqrt(total[0] ** 2 + uniform / 12) * width, (total[1] + uniform / 2) * width
+    return {"model.data_mean": round(float(mean - config.data.centered), 4), "model.data_std": round(float(std), 4)}
+
+
 def prepare(config: ConfigDict, split: str, images: Images) -> UInt8[np.ndarray, "N H W C"]:
     """Returns the prepared copy of lazy images, written first if there is none; arrays are returned as they are."""
     if not isinstance(images, LazyImages):
@@ -119,16 +132,18 @@ def main(argv: list[str] | None = None) -> None:
     if config.data.prepared and jax.process_index() == 0:
         images = {split: prepare(config, split, images[split]) for split in images}
     surveys = {split: survey(images[split], split) for split in images}
-    speed = reading_speed(config, images["train"])
+    speed, moments = reading_speed(config, images["train"]), scaled_moments(config, surveys["train"])
     if jax.process_index():
         return
     try:
         image_grid.grid(preview(config, images["train"]), 256, out.with_suffix(".png"))
-        write_text(out.with_suffix(".json"), json.dumps(surveys | {"images_per_second": speed}, indent=1))
+        figures = surveys | {"scaled": moments, "images_per_second": speed}
+        write_text(out.with_suffix(".json"), json.dumps(figures, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error
-    for split, figures in surveys.items():
-        print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    for split, numbers in surveys.items():
+        print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in numbers.items()))
+    print("scaled for the network: " + ", ".join(f"{key}={value}" for key, value in moments.items()))
     print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {out}.png and {out}.json")
 
 

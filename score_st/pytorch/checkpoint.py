@@ -36,9 +36,14 @@ def sigmas(config: ConfigDict) -> Float[np.ndarray, " N"]:
 
 
 def _require_convertible(config: ConfigDict) -> None:
-    """Raises ConfigError if the official code has no such network or optimizer."""
+    """Raises ConfigError if the official code has no such network, parametrization or optimizer."""
     if not isinstance(networks.from_config(config), NCSNpp):
         raise ConfigError(f"config.model.name={config.model.name}: only NCSN++ networks can be converted")
+    for key in ("parametrization", "time_conditioning"):
+        if config.model[key]:
+            raise ConfigError(
+                f"config.model.{key}={config.model[key]}: only official networks can be converted; should be empty"
+            )
     if config.optim.optimizer not in optimizer.BETA2:
         names = " and ".join(optimizer.BETA2)
         raise ConfigError(f"config.optim.optimizer={config.optim.optimizer}: only {names} can be converted")
@@ -194,7 +199,7 @@ def state_to_torch(current: state.TrainState, config: ConfigDict) -> dict[str, A
     """The dictionary that the official code would have saved, for `pytorch.file.write`.
 
     Raises:
-      ConfigError: the official code has no such network or optimizer.
+      ConfigError: the official code has no such network, parametrization or optimizer.
     """
     _require_convertible(config)
     slots, optim, step = layout(current.params), config.optim, int(current.step)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from score_st.config import ConfigError, load
 from score_st.data import __main__ as data_command
-from score_st.data import pipeline
+from score_st.data import pipeline, preprocessing
 
 
 def test_looking_at_a_data_set(image_folder, capsys):
@@ -24,6 +24,22 @@ def test_looking_at_a_data_set(image_folder, capsys):
     assert train["crc32"] == f"{zlib.crc32(images.tobytes()):08x}" and figures["images_per_second"] > 0
     assert Image.open(image_folder / "out/data_FOLDER.png").size[0] > 400
     assert "train: count 20, shape [8, 8, 3]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{}, {"data.centered": "False"}, {"data.dequantization": "none"}])
+def test_mean_and_deviation_of_scaled_data(tmp_path, capsys, changes):
+    """For a preconditioned network, as the scaler makes them: of the digits' levels −0.39 and 0.752."""
+    argv = ["--config", "vp/DIGITS/ddpmpp_nll_st", "--workdir", str(tmp_path)]
+    data_command.main(argv + [f"--config.{key}={value}" for key, value in changes.items()])
+    settings = load("vp/DIGITS/ddpmpp_nll_st", changes)
+    images = np.asarray(pipeline.load(settings, "train"))
+    u = np.random.default_rng(0).uniform(size=images.shape).astype(np.float32)
+    x = np.asarray(preprocessing.scaler_from_config(settings).forward(images, u), np.float64)
+    figures = json.loads((tmp_path / "data_DIGITS.json").read_text())["scaled"]
+    np.testing.assert_allclose([figures["model.data_mean"], figures["model.data_std"]], [x.mean(), x.std()], atol=1e-3)
+    assert f"model.data_mean={figures['model.data_mean']}" in capsys.readouterr().out
+    if "data.dequantization" in changes:
+        np.testing.assert_allclose([figures["model.data_mean"], figures["model.data_std"]], [-0.39, 0.752], atol=2e-3)
 
 
 def test_broken_files_are_counted(image_folder):

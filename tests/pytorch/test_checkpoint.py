@@ -179,6 +179,17 @@ def test_networks_and_optimizers_of_a_user_are_not_converted(table, entry, key, 
         del table["other"]
 
 
+@pytest.mark.parametrize("key, value", [("parametrization", "edm"), ("time_conditioning", "log_noise_level")])
+def test_networks_that_the_official_code_has_not_are_not_converted(key, value):
+    settings = config.load(CIFAR10, {f"model.{key}": value})
+    model = DiffusionModel.from_config(settings)
+    message = f"model.{key}={value}: only official networks can be converted; should be empty"
+    with pytest.raises(ConfigError, match=message):
+        torch_checkpoint.state_from_torch(official_content(), settings, model)
+    with pytest.raises(ConfigError, match=message):
+        torch_checkpoint.state_to_torch(converted(official_content()), settings)
+
+
 def test_a_parametrization_with_a_skip_is_not_compared():
     settings, model = tiny()
     form = dataclasses.replace(model.parametrization, skip=jnp.zeros_like)
