@@ -127,11 +127,6 @@ class Averaged:
         return self.sampler(sde, tau, u)[0], jnp.ones_like(tau)
 
 
-def low_discrepancy(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
-    """Draws u in [0, 1), each uniform, together evenly spread (Kingma et al. 2021, appendix I.1)."""
-    return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
-
-
 def stratified(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Draws u in [0, 1): along the last axis one in each of n equal parts, in random order.
 

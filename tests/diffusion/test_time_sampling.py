@@ -102,15 +102,6 @@ def test_settings_out_of_range():
             time_sampling.from_config(c, vp)
 
 
-def test_low_discrepancy():
-    """One shift of a grid, and over many keys each entry uniform."""
-    draws = np.asarray(
-        jax.vmap(lambda key: time_sampling.low_discrepancy(key, 8))(jax.random.split(jax.random.key(0), 4000))
-    )
-    np.testing.assert_allclose(np.diff(np.sort(draws, axis=1), axis=1), 1 / 8, atol=1e-6)
-    assert all(stats.kstest(column, "uniform").pvalue > 1e-4 for column in draws.T)
-
-
 def settings(**training):
     c = config.default()
     c.training.update(training)

@@ -71,6 +71,52 @@ def test_times_lie_above_the_tau_of_their_device(digits):
     assert np.all(t >= tau) and np.all(x >= -1) and np.all(x <= 1)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_stratified_times(digits, mixed):
+    """One u in each of n equal parts of every share with a τ, one τ in each part of its prior, both still uniform."""
+    more = dict(training__mixed=True, training__likelihood_weighting=False) if mixed else {}
+    setup = setup_on(8, training__stratified=True, training__tau_groups=4, training__batch_size=32, **more)
+
+    @jax.jit
+    def draws(count):
+        inputs = step.draw(setup, jnp.asarray(digits[:32]), jax.random.fold_in(jax.random.key(0), count))
+        return inputs["u"].reshape(4, 8), setup.truncation.cdf(inputs["tau"].reshape(4, 8)[:, 0])
+
+    u, v = (np.asarray(a) for a in jax.vmap(draws)(jnp.arange(300)))
+    np.testing.assert_array_equal(np.sort(np.floor(8 * u)), np.broadcast_to(np.arange(8), u.shape))
+    np.testing.assert_array_equal(np.sort(np.floor(4 * v + 1e-4)), np.broadcast_to(np.arange(4), v.shape))
+    for sample in (u[:, :, 0], u[:, 2], v[:, 1]):  # a fixed place is uniform
+        assert stats.kstest(sample.ravel(), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(u[:, 0, 0], u[:, 1, 0])[0, 1]) < 0.2  # shares are independent
+    plain = step.draw(setup_on(8), jnp.asarray(digits[:16]), jax.random.key(0))["u"]
+    assert len(np.unique(np.floor(16 * plain))) < 16
+
+
+def test_nelbo_of_held_out_images(digits):
+    """In bits/dim, whatever the loss, and on any number of devices: that of a score which is exact, in closed form."""
+    values, images, u = [], jnp.asarray(digits[:16]), (jnp.arange(16) + 0.5) / 16
+    for devices, more in ((1, {}), (8, {}), (1, dict(training__mixed=True, training__likelihood_weighting=False))):
+        setup = setup_on(devices, **more)
+        params = jax.jit(setup.create)(jax.random.key(0)).ema
+        values.append(float(step.jitted_nelbo(setup)(params, images, u, jax.random.key(1))))
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+    # a network of zeros predicts no noise: KL of x_T, Z ½ E‖z‖² and the reconstruction with the decoder x_ε/α
+    setup = setup_on(1)
+    zero = jax.tree.map(jnp.zeros_like, jax.jit(setup.create)(jax.random.key(0)).ema)
+    many, sde = jnp.asarray(digits[:128]), setup.model.sde
+    found = float(step.jitted_nelbo(setup)(zero, many, (jnp.arange(128) + 0.5) / 128, jax.random.key(2)))
+    ends = sde.logsnr(jnp.array([sde.eps, sde.T]))
+    x = 2 * (np.asarray(many, np.float64) + 0.5) / 17 - 1
+    alpha2, sigma2 = float(sde.alpha(sde.T)) ** 2, float(sde.sigma(sde.T)) ** 2
+    square = np.mean(x**2) + (2 / 17) ** 2 / 12
+    prior = 0.5 * (alpha2 * square + sigma2 - 1 - math.log(sigma2))
+    eps = jnp.full(1, sde.eps)
+    log_std = float(jnp.log(sde.sigma(eps) / sde.alpha(eps))[0])
+    # the entropy of x_ε cancels between the bound and the reconstruction
+    nats = prior + 0.5 * float(ends[0] - ends[1]) + log_std + 0.5 * math.log(2 * math.pi) + 0.5
+    assert found == pytest.approx(nats / math.log(2) + math.log2(17 / 2), abs=0.08)
+
+
 def run(digits, devices, fsdp=1, several=False, **more):
     """Losses and gradient norms of six steps, and the state after them."""
     settings = dict(training__tau_groups=8, optim__warmup=2, optim__lr=1e-3, model__ema_rate=0.5)
