@@ -96,6 +96,22 @@ def laptop(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def preconditioned(config: ConfigDict, data_mean: float, data_std: float) -> ConfigDict:
+    """What trains best here (docs/results.md): EDM's form of the network, i-DODE's times, stratified, a cosine decay.
+
+    The official parametrization is the one that published checkpoints need.
+
+    Args:
+      config: with a data set and a network.
+      data_mean: of the scaled data, as `python -m score_st.data` prints it.
+      data_std: its standard deviation.
+    """
+    config.model.update(parametrization="edm", data_mean=data_mean, data_std=data_std)
+    config.training.update(time_sampler="idode", stratified=True)
+    config.optim.schedule = "cosine"
+    return config
+
+
 def deepest(config: ConfigDict) -> ConfigDict:
     """The largest DDPM++ (374 million parameters): 512 channels and 8 blocks per resolution, FIR, the mixed loss."""
     config = ddpmpp(config)
