@@ -90,7 +90,8 @@ class OfWeighting:
 
     def quantile(self, u: Values) -> Values:
         """The τ with P_λ(τ' <= τ) = u; ε where u is within the atom."""
-        return jnp.clip(jnp.exp(jnp.interp(u, self.mass, self.log_tau)), self.sde.eps, self.sde.T)
+        tau = jnp.clip(jnp.exp(jnp.interp(u, self.mass, self.log_tau)), self.sde.eps, self.sde.T)
+        return jnp.where(u <= self.mass[0], self.sde.eps, tau)
 
     def cdf(self, tau: Values) -> Values:
         """P_λ(τ' <= τ)."""
@@ -119,8 +120,8 @@ def of_weighting(weighting: Weighting, sde: SDE) -> TruncationPrior:
     t, ratio = tabulated(sde, lambda t: weighting(sde, t) * jnp.square(sde.sigma(t)) / sde.diffusion2(t))
     if not (np.all(np.isfinite(ratio)) and ratio[-1] > 0):
         raise ValueError("λ/g² of this weighting is not positive and finite on [ε, T], which theorem 1 needs")
-    highest = np.maximum.accumulate(ratio)
-    if np.any(falls := ratio < highest * (1 - 1e-9)):
+    highest = np.maximum.accumulate(np.maximum(ratio, 0))
+    if np.any(falls := ratio < highest - 1e-9 * highest[-1]):
         peak = t[np.argmax(ratio == highest[np.argmax(falls)])]
         raise ValueError(
             f"λ/g² of this weighting falls from t = {peak:#.3g} on; theorem 1 needs it non-decreasing on [ε, T]"
@@ -149,7 +150,9 @@ def sample(prior: TruncationPrior, key: Key[Array, ""], groups: int, batch: int)
 
 
 def _power(config) -> Truncation:
-    k = config.training.k
+    k, name = config.training.k, config.training.truncation_weighting
+    if name:
+        raise ConfigError(f"config.training.truncation_weighting={name}: needs truncation_prior=weighting")
     if not k >= 0:
         raise ConfigError(f"config.training.k={k}: should be 0 or more, or inf for no Soft Truncation")
     return Truncation(k, config.training.truncation_time)
@@ -158,14 +161,14 @@ def _power(config) -> Truncation:
 def _of_weighting(config) -> TruncationPrior:
     from score_st.diffusion import weighting  # which has weightings that need a prior
 
+    name = config.training.truncation_weighting
+    build = weighting.WEIGHTINGS.choose(name, "training.truncation_weighting")
     # a softened weighting, as λ or in the loss, is that of P_k
     config = ConfigDict(config.to_dict())
-    config.training.update(st=False, truncation_prior="power")
-    training, sde = config.training, sdes.from_config(config)
-    where = f"config.training.truncation_weighting={training.truncation_weighting}"
-    build = weighting.WEIGHTINGS.choose(training.truncation_weighting, "training.truncation_weighting")
-    if weighting.from_config(config, sde) != weighting.likelihood:
-        raise ConfigError(f"{where}: its prior needs the loss to have weighting=likelihood")
+    config.training.update(st=False, truncation_prior="power", truncation_weighting="")
+    sde, where = sdes.from_config(config), f"config.training.truncation_weighting={name}"
+    if config.training.official_loss or weighting.from_config(config, sde) != weighting.likelihood:
+        raise ConfigError(f"{where}: its prior needs weighting=likelihood in the loss, and official_loss=False")
     try:
         return of_weighting(build(config), sde)
     except ValueError as error:

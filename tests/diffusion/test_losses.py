@@ -125,11 +125,6 @@ def test_the_mean_over_u_is_the_weighted_integral(name, sampler):
     model = ScoreModel(data.score(diffusion))
     constant = 1 / (1 / diffusion.eps - 1) if sampler == "reciprocal" else 1.0
 
-    def error(t):  # the mean over z of ‖σ s + z‖² at x = 0.7
-        alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
-        v = alpha**2 * data.std**2 + sigma**2
-        return (sigma * alpha * (0.7 - data.mean) / v) ** 2 + (1 - sigma**2 / v) ** 2
-
     with jax.enable_x64(True):
         u, mass = tanh_sinh()
         x = jnp.full((len(u), 1, 1, 1), 0.7)
@@ -140,7 +135,7 @@ def test_the_mean_over_u_is_the_weighted_integral(name, sampler):
             for tau in (diffusion.eps, 0.1):
                 given = dict(tau=jnp.full(len(u), tau), u=jnp.asarray(u))
                 values = [loss(model, x, z=sign * x / 0.7, z_rec=x, **given) for sign in (-1, 1)]
-                integrand = lambda t, c=c: 0.5 * c(diffusion, t) / likelihood(diffusion, t) * error(t)
+                integrand = lambda t, c=c: 0.5 * c(diffusion, t) / likelihood(diffusion, t) * data.error(diffusion, t)
                 exact = constant * over_logsnr(diffusion, integrand, tau)
                 estimate = jnp.sum(mass * sum(values)) / 2  # exact for a quadratic in z
                 np.testing.assert_allclose(estimate, exact, rtol=1e-4, err_msg=f"{weights}, τ = {tau}")
