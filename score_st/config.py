@@ -34,6 +34,10 @@ TRAINING = dict(
     likelihood_weighting=True,  # weight the loss by g²/σ²
     time_sampler="",  # ours: an entry of diffusion.time_sampling.TIME_SAMPLERS; empty: as the official keys say
     weighting="",  # ours: an entry of diffusion.weighting.WEIGHTINGS; empty: as the official keys say
+    lognormal_mean=-1.2,  # ours: of ln(σ/α) for data in [-1, 1], of lognormal times and edm weighting
+    lognormal_std=1.2,  # ours: of ln(σ/α), of lognormal times and edm weighting
+    sigmoid_bias=2.0,  # ours: b of the sigmoid weighting
+    min_snr_gamma=5.0,  # ours: γ of the min_snr weighting
     loss="",  # ours: an entry of diffusion.losses.LOSSES; empty: as `continuous` and `mixed` say
     reduce_mean=False,  # average the loss over dimensions instead of summing
     reconstruction_loss=False,  # add the reconstruction term at τ
@@ -43,6 +47,7 @@ TRAINING = dict(
     st=False,  # Soft Truncation
     k=1.0,  # τ ~ τ^-k on [truncation_time, 1]; inf: τ = truncation_time
     truncation_prior="power",  # ours: an entry of diffusion.truncation.TRUNCATION_PRIORS
+    truncation_weighting="",  # ours: with truncation_prior=weighting: the entry of WEIGHTINGS whose prior it is
     tau_groups=0,  # ours: draws of τ per step; 0: one per device, 1: one per batch, batch_size: one per image
     stratified=False,  # ours: spread times evenly over the images that share a τ, and τ over its draws
     eval_images=256,  # ours: held-out images of `eval_nelbo` in the log, always with the same noise; 0: none
@@ -116,7 +121,7 @@ MODEL = dict(
     name="ncsnpp",  # an entry of networks.NETWORKS
     parametrization="",  # ours: an entry of diffusion.parametrization.PARAMETRIZATIONS; empty: the SDE's own
     time_conditioning="",  # ours: bounded (999 t), unbounded or log_noise_level; empty: the parametrization's own
-    data_std=0.5,  # ours: standard deviation of the scaled data, for parametrization=edm and idode times
+    data_std=0.5,  # ours: standard deviation of the scaled data: d of parametrization edm, idode times, edm weighting
     data_mean=0.0,  # ours: mean of the scaled data, for parametrization=edm
     ema_rate=0.9999,  # of the moving average of the weights
     sigma_min=0.01,  # of VE and RVE
@@ -194,16 +199,17 @@ class Table(collections.UserDict[str, Entry]):
     Args:
       key: the configuration key that names an entry, such as "training.sde".
       entries: those of the package.
+      also: other keys that name an entry.
     """
 
     all: dict[str, "Table"] = {}  # by key
 
-    def __init__(self, key: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, key: str, entries: Mapping[str, Entry], also: tuple[str, ...] = ()) -> None:
         """Makes the table of `key`."""
         self.key, self._own = key, frozenset[str]()
         super().__init__(entries)
         self._own = frozenset(entries)
-        Table.all[key] = self
+        Table.all |= dict.fromkeys((key, *also), self)
 
     def __setitem__(self, name: str, entry: Entry) -> None:
         """Adds an entry; raises ConfigError where the package has one of this name."""

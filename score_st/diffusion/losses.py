@@ -292,7 +292,7 @@ def _mixture(config, sde: SDE, groups: int) -> Mixture:
 
 
 def _refuse(config, why: str) -> None:
-    for key in ("time_sampler", "weighting"):
+    for key in ("time_sampler", "weighting", "truncation_weighting"):
         if config.training[key]:
             raise ConfigError(f"config.training.{key}={config.training[key]}: should be empty; {why}")
 

@@ -7,11 +7,15 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr, ndtri
 
 from score_st.array_types import Array, Float, Key
 from score_st.config import ConfigError, Table
-from score_st.diffusion import weighting
+from score_st.diffusion import sde as sdes
+from score_st.diffusion import truncation, weighting
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.truncation import TruncationPrior
 from score_st.diffusion.weighting import Weighting
 
 Times = Float[Array, " B"]
@@ -108,6 +112,58 @@ class IDODE:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lognormal:
+    """ln(σ/α) ~ N(mean, std²), cut to [τ, T] (Karras et al. 2022, table 1), with the mass of [τ, T] as weight; C = 1.
+
+    Attributes:
+      natural: the density, with mean and std.
+    """
+
+    natural: weighting.Lognormal
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`."""
+        mean, std = self.natural.mean, self.natural.std
+        first, last = ((-0.5 * sde.logsnr(t) - mean) / std for t in (tau, jnp.full_like(tau, sde.T)))
+        # masses below and above t: only the smaller one has all of its digits, so that t close to T needs the upper
+        below, above = ndtr(last) - ndtr(first), ndtr(-first) - ndtr(-last)
+        lower, upper = ndtr(first) + u * below, ndtr(-last) + (1 - u) * above
+        x = jnp.clip(jnp.where(upper < 0.5, -ndtri(upper), ndtri(lower)), first, last)
+        return jnp.clip(sde.time(-2 * (mean + std * x)), tau, sde.T), jnp.where(first > 0, above, below)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softened:
+    """Density ∝ (g²/σ²) · P(τ' <= t), for Soft Truncation in expectation (Kim et al. 2022, section 4.3); C = 1.
+
+    It is meant for a fixed τ = ε. See `softened`, which makes one.
+
+    Attributes:
+      natural: the density, with the prior P.
+      log_t: ln t of the nodes of a table, increasing to ln T.
+      mass: ∫ (g²/σ²) P(τ' <= t) dt from each node to T.
+    """
+
+    natural: weighting.Softened
+    log_t: np.ndarray = dataclasses.field(compare=False, repr=False)
+    mass: np.ndarray = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, sde: SDE, tau: Times, u: Times) -> tuple[Times, Times]:
+        """See `TimeSampler`; the SDE is the one of the table."""
+        z = jnp.interp(jnp.log(tau), self.log_t, self.mass)
+        log_t = jnp.interp((1 - u) * z, self.mass[::-1], self.log_t[::-1])
+        return jnp.clip(jnp.exp(log_t), tau, sde.T), z
+
+
+def softened(prior: TruncationPrior, sde: SDE) -> Softened:
+    """The times of Soft Truncation in expectation with this prior and this SDE; not to be called while tracing."""
+    t, (logsnr, cdf) = truncation.tabulated(sde, lambda t: (sde.logsnr(t), prior.cdf(t)))
+    steps = -np.diff(logsnr) * (cdf[1:] + cdf[:-1]) / 2
+    mass = np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+    return Softened(weighting.Softened(prior), np.log(t), mass)
+
+
+@dataclasses.dataclass(frozen=True)
 class Averaged:
     """The times of another sampler with weight 1: the official code's mean over [τ, T] instead of the integral.
 
@@ -140,8 +196,26 @@ def stratified(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*sh
     return (jax.random.permutation(order, n) + jax.random.uniform(jitter, (n,))) / n
 
 
-def _idode(config) -> IDODE:
-    return IDODE(weighting.data_std(config))
+def _lognormal(config) -> Lognormal:
+    density, sde = weighting.lognormal_from_config(config), sdes.from_config(config)
+    distance = abs(-0.5 * float(sde.logsnr(jnp.float32(sde.T))) - density.mean)
+    if distance > 12 * density.std:  # in float32 no mass would be left near T
+        raise ConfigError(
+            f"config.training.lognormal_std={density.std}: ln(σ/α) at T is {distance:.2f} from its mean; "
+            f"should be at least {distance / 12:.2f}"
+        )
+    return Lognormal(density)
+
+
+def _softened(config) -> Softened:
+    sde = sdes.from_config(config)
+    weights = weighting.from_config(config, sde)
+    if not isinstance(weights, weighting.Softened):
+        raise ConfigError(
+            "config.training.time_sampler=softened: needs weighting=softened, "
+            "as the weights of another one grow without bound near ε"
+        )
+    return softened(weights.prior, sde)
 
 
 # builders of the time sampler, from the configuration
@@ -151,7 +225,9 @@ TIME_SAMPLERS: Table[Callable[..., TimeSampler]] = Table(
         "uniform": lambda config: Uniform(),
         "importance": lambda config: Importance(),
         "reciprocal": lambda config: Reciprocal(),
-        "idode": _idode,
+        "idode": lambda config: IDODE(weighting.positive(config, "model", "data_std")),
+        "lognormal": _lognormal,
+        "softened": _softened,
     },
 )
 
@@ -168,12 +244,6 @@ def from_config(config, sde: SDE) -> TimeSampler:
     literal = "importance" if training.importance_sampling else "uniform"
     weighting.check_twin(config, "time_sampler", "importance_sampling", {official, literal})
     build = TIME_SAMPLERS.choose(training.time_sampler or official)
-    if not training.official_loss:
-        return build(config)
-    if training.time_sampler not in ("", official):
-        raise ConfigError(
-            f"config.training.official_loss=True: the official code has no {training.time_sampler} times here; "
-            "leave time_sampler empty"
-        )
+    weighting.check_official(config, "time_sampler", official)
     sampler = build(config)
-    return sampler if sampler == Importance() else Averaged(sampler)
+    return Averaged(sampler) if training.official_loss and sampler != Importance() else sampler

@@ -7,10 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 
 from score_st.array_types import Array, Float
 from score_st.config import ConfigError, Table, default
+from score_st.diffusion import truncation
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.truncation import TruncationPrior
 
 Times = Float[Array, " B"]
 
@@ -61,12 +64,122 @@ class SignalFraction:
         return likelihood(sde, t) * jax.nn.sigmoid(sde.logsnr(t) + 2 * math.log(self.data_std))
 
 
-def data_std(config) -> float:
-    """model.data_std; raises ConfigError unless it is positive."""
-    value = config.model.data_std
+@dataclasses.dataclass(frozen=True)
+class Softened:
+    """The weighting c = (g²/σ²) · P(τ <= t): Soft Truncation in expectation (Kim et al. 2022, section 4.3).
+
+    Attributes:
+      prior: P.
+    """
+
+    prior: TruncationPrior
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return likelihood(sde, t) * self.prior.cdf(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+    """The weighting c = (g²/σ²) · sigmoid(b − logSNR) (Kingma and Gao 2023).
+
+    Attributes:
+      bias: b.
+    """
+
+    bias: float
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return likelihood(sde, t) * jax.nn.sigmoid(self.bias - sde.logsnr(t))
+
+
+@dataclasses.dataclass(frozen=True)
+class MinSNR:
+    """The weighting c = min(1, γ/SNR), which is min(SNR, γ) for the error of x_0 (Hang et al. 2023).
+
+    Attributes:
+      gamma: γ.
+    """
+
+    gamma: float
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return jnp.exp(jnp.minimum(0.0, math.log(self.gamma) - sde.logsnr(t)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lognormal:
+    """The density of t where ln(σ/α) is normal: c = (g²/σ²) · ½ N(ln(σ/α); mean, std²).
+
+    Attributes:
+      mean: of ln(σ/α).
+      std: of ln(σ/α).
+    """
+
+    mean: float
+    std: float
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return 0.5 * likelihood(sde, t) * norm.pdf(-0.5 * sde.logsnr(t), self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM:
+    """The weighting of Karras et al. 2022, table 1, with the density of its times: `Lognormal` times 1 + (σ/α)²/d².
+
+    With log-normal times and the preconditioned network F it is ½‖F − F*‖² without a weight.
+
+    Attributes:
+      times: the density.
+      data_std: d, the standard deviation of the scaled data.
+    """
+
+    times: Lognormal
+    data_std: float
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`."""
+        return self.times(sde, t) * (1 + jnp.exp(-sde.logsnr(t)) / self.data_std**2)
+
+
+def positive(config, section: str, key: str) -> float:
+    """The number at a key of the configuration; raises ConfigError unless it is positive and finite."""
+    value = config[section][key]
     if not 0 < value < math.inf:
-        raise ConfigError(f"config.model.data_std={value}: should be positive, the standard deviation of scaled data")
+        raise ConfigError(f"config.{section}.{key}={value}: should be positive")
     return value
+
+
+def _softened(config) -> Softened:
+    prior = truncation.from_config(config)
+    if prior != prior.fixed():
+        raise ConfigError("config.training.weighting=softened: needs st=False; a random τ would soften a second time")
+    return Softened(truncation.random_from_config(config))
+
+
+def _sigmoid(config) -> Sigmoid:
+    bias = config.training.sigmoid_bias
+    if not math.isfinite(bias):
+        raise ConfigError(f"config.training.sigmoid_bias={bias}: should be finite")
+    return Sigmoid(bias)
+
+
+def lognormal_from_config(config) -> Lognormal:
+    """With training.lognormal_mean and lognormal_std.
+
+    The mean is stated for data in [−1, 1]. Data in [0, 1] are half as wide, and so is the noise that does the same to
+    them: the mean is then less by ln 2.
+
+    Raises:
+      ConfigError: a mean that is not finite, or a standard deviation that is not positive.
+    """
+    mean, std = config.training.lognormal_mean, positive(config, "training", "lognormal_std")
+    if not math.isfinite(mean):
+        raise ConfigError(f"config.training.lognormal_mean={mean}: should be finite")
+    return Lognormal(mean if config.data.centered else mean - math.log(2), std)
 
 
 # builders of the weighting, from the configuration
@@ -77,7 +190,12 @@ WEIGHTINGS: Table[Callable[..., Weighting]] = Table(
         "likelihood": lambda config: likelihood,
         "reciprocal": lambda config: reciprocal,
         "reciprocal_likelihood": lambda config: reciprocal_likelihood,
+        "softened": _softened,
+        "sigmoid": _sigmoid,
+        "min_snr": lambda config: MinSNR(positive(config, "training", "min_snr_gamma")),
+        "edm": lambda config: EDM(lognormal_from_config(config), positive(config, "model", "data_std")),
     },
+    also=("training.truncation_weighting",),
 )
 
 
@@ -85,13 +203,16 @@ def from_config(config, sde: SDE) -> Weighting:
     """The weighting that training.weighting names; where it is empty, what the official keys mean.
 
     Raises:
-      ConfigError: an unknown name, or one that differs from an official key that is not at its default.
+      ConfigError: an unknown name, one that differs from an official key that is not at its default, one of ours with
+        training.official_loss, or settings that make no weighting.
     """
     training = config.training
     official = sde.official_weighting(training)
     literal = "likelihood" if training.likelihood_weighting else "variance"
     check_twin(config, "weighting", "likelihood_weighting", {official, literal})
-    return WEIGHTINGS.choose(training.weighting or official)(config)
+    build = WEIGHTINGS.choose(training.weighting or official)
+    check_official(config, "weighting", official)
+    return build(config)
 
 
 def check_twin(config, key: str, official_key: str, meanings: set[str]) -> None:
@@ -108,4 +229,20 @@ def check_twin(config, key: str, official_key: str, meanings: set[str]) -> None:
         raise ConfigError(
             f"config.training.{key}={name}: {official_key}={value} means {' or '.join(sorted(meanings))}; "
             "leave one of the two at its default"
+        )
+
+
+def check_official(config, key: str, official: str) -> None:
+    """Raises ConfigError where training.official_loss meets a value of config.training that the official code lacks.
+
+    Args:
+      config: the configuration.
+      key: ours, empty by default.
+      official: the name in `key` that the official keys mean.
+    """
+    name = config.training[key]
+    if config.training.official_loss and name not in ("", official):
+        what = f"{name} {key.replace('_', ' ')}"
+        raise ConfigError(
+            f"config.training.official_loss=True: the official code has no {what} here; leave {key} empty"
         )

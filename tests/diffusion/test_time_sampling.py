@@ -1,13 +1,17 @@
 """How t is drawn given τ: quantiles, weights, and what the configuration means by its keys."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
+from support import gaussian, quadrature
 from support.official import SDES
 
 from score_st import config
-from score_st.diffusion import sde, time_sampling, weighting
+from score_st.diffusion import losses, sde, time_sampling, truncation, weighting
 from score_st.diffusion.time_sampling import TIME_SAMPLERS
 
 
@@ -47,22 +51,44 @@ def test_reciprocal_times_are_the_official_ones(reference):
             np.testing.assert_allclose(t, official["rve_cifar10/diffusion_time_is0/t"][i], rtol=1e-5)
 
 
+def built(name, sampler):
+    """The sampler of a configuration in which it is allowed."""
+    weights = "softened" if sampler == "softened" else ""
+    return TIME_SAMPLERS[sampler](gaussian.settings_of(name, time_sampler=sampler, weighting=weights))
+
+
 @pytest.mark.parametrize("sampler", TIME_SAMPLERS)
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", gaussian.SDES)
 def test_weighted_mean_over_t_is_the_integral(name, sampler):
     """E[w h(t)] = C ∫ c h dt for any h, with c the natural weighting and the C that is stated, for every τ."""
-    sde, sampler = SDES[name], TIME_SAMPLERS[sampler](config.default())
-    constant = 1 / (1 / sde.eps - 1) if sampler == time_sampling.Reciprocal() else 1.0
+    diffusion, sampler = gaussian.SDES[name], built(name, sampler)
+    constant = 1 / (1 / diffusion.eps - 1) if sampler == time_sampling.Reciprocal() else 1.0
+    ratio = lambda t: sampler.natural(diffusion, t) / weighting.likelihood(diffusion, t)
     with jax.enable_x64(True):
-        u = (jnp.arange(20000) + 0.5) / 20000
-        for tau in (1e-2, 0.5):
-            t, weight = sampler(sde, jnp.full_like(u, tau), u)
-            grid = jnp.geomspace(tau, 1, 20001)
+        nodes, mass = quadrature.tanh_sinh()
+        u = jnp.asarray(nodes)
+        for tau in (diffusion.eps, 1e-2, 0.5):
+            t, weight = sampler(diffusion, jnp.full_like(u, tau), u)
             for h in (jnp.ones_like, jnp.cos, jnp.sqrt):
-                values = constant * sampler.natural(sde, grid) * h(grid)
-                integral = jnp.sum(jnp.diff(grid) * (values[1:] + values[:-1]) / 2)
-                np.testing.assert_allclose(jnp.mean(weight * h(t)), integral, rtol=1e-4)
-            assert jnp.all(jnp.diff(t) > 0) and t[0] >= tau and t[-1] <= 1
+                integral = constant * quadrature.over_logsnr(diffusion, lambda t, h=h: ratio(t) * h(t), tau)
+                np.testing.assert_allclose(jnp.sum(mass * weight * h(t)), integral, rtol=1e-6)
+            assert jnp.all(jnp.diff(t) > -1e-15) and t[0] >= tau and t[-1] <= 1
+            assert len(jnp.unique(t[(u > 1e-3) & (u < 0.999)])) == jnp.sum((u > 1e-3) & (u < 0.999))
+
+
+@pytest.mark.parametrize("sampler", ["importance", "idode", "lognormal", "softened"])
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde", "vesde"])
+def test_times_close_to_T_in_float32(name, sampler):
+    """Compiled, at τ = 0.99 where little of a density may be left, against float64."""
+    diffusion, sampler = gaussian.SDES[name], built(name, sampler)
+    u = (jnp.arange(10000) + 0.5) / 10000
+    t, weight = jax.jit(lambda tau, u: sampler(diffusion, tau, u))(jnp.full_like(u, 0.99), u)
+    with jax.enable_x64(True):
+        u = u.astype(float)
+        exact, z = sampler(diffusion, jnp.full_like(u, jnp.float32(0.99)), u)
+    np.testing.assert_allclose(t, exact, atol=1e-6)
+    np.testing.assert_allclose(weight, z, rtol=2e-4)
+    assert len(np.unique(t)) > 5000 and np.all(np.diff(t) >= 0)
 
 
 def test_idode_times_of_vp_are_in_proportion_to_the_data():
@@ -80,25 +106,118 @@ def test_idode_times_of_vp_are_in_proportion_to_the_data():
     assert float(jnp.mean(t > 0.35)) == pytest.approx(0.38, abs=5e-3)
 
 
-@pytest.mark.parametrize("name", ["vpsde_1e-5", "subvpsde", "vesde_celeba"])
-def test_idode_times_in_float32_close_to_T(name):
-    sde, sampler = SDES[name], time_sampling.IDODE(0.5)
-    u = (jnp.arange(10000) + 0.5) / 10000
-    t, weight = sampler(sde, jnp.full_like(u, 0.99), u)
+@pytest.mark.parametrize("tau", [1e-5, 0.3, 0.99])
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde", "vesde"])
+def test_lognormal_times_are_a_truncated_normal(name, tau):
+    """ln(σ/α) against SciPy's quantile, in float32; data in [0, 1] take half of the noise."""
+    diffusion, u = gaussian.SDES[name], (jnp.arange(10000) + 0.5) / 10000
+    for centered in (True, False):
+        c = gaussian.settings_of(name)
+        c.data.centered = centered
+        sampler, mean = TIME_SAMPLERS["lognormal"](c), -1.2 if centered else -1.2 - math.log(2)
+        t, weight = sampler(diffusion, jnp.full_like(u, tau), u)
+        with jax.enable_x64(True):
+            level = lambda t: -0.5 * np.asarray(diffusion.logsnr(jnp.float64(t)))
+            a, b = ((level(end) - mean) / 1.2 for end in (np.float32(tau), 1.0))
+            np.testing.assert_allclose(weight, stats.norm.sf(a) - stats.norm.sf(b), rtol=1e-4)
+            exact = stats.truncnorm.ppf(np.float64(u), a, b, loc=mean, scale=1.2)
+            np.testing.assert_allclose(level(t), exact, atol=2e-5, rtol=1e-5)
+        assert len(np.unique(t)) > 5000
+
+
+@pytest.mark.parametrize("tau", [1e-5, 0.99])
+@pytest.mark.parametrize("name", gaussian.SDES)
+def test_lognormal_times_take_the_density_out_of_the_edm_weighting(name, tau):
+    """What is left is 1 + (σ/α)²/d², up to the mass of [τ, T]; in float32."""
+    c = gaussian.settings_of(name, weighting="edm")
+    diffusion, sampler, edm = gaussian.SDES[name], built(name, "lognormal"), weighting.WEIGHTINGS["edm"](c)
+    u = (jnp.arange(1000) + 0.5) / 1000
+    t, weight = sampler(diffusion, jnp.full_like(u, tau), u)
+    total = weight * (edm(diffusion, t) / sampler.natural(diffusion, t))
+    level = jnp.square(diffusion.sigma(t) / diffusion.alpha(t))
+    np.testing.assert_allclose(total / (1 + level / 0.5**2) / weight[0], 1, rtol=2e-5)
+
+
+NORMALISERS = {"vpsde": (1.0, 16.7562), "subvpsde": (1.0, 23.9032), "vesde": (1.0, 15.5548)}
+NORMALISERS |= {"reciprocal_vesde": (2.0, 10.8198)}
+
+
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_softened_times_are_those_of_a_random_tau(name):
+    """In float32: draws of τ by its share Z(τ) of the weight, then of t given τ, have the same distribution."""
+    (k, z), diffusion = NORMALISERS[name], gaussian.SDES[name]
+    prior = truncation.Truncation(k, diffusion.eps)
+    sampler = time_sampling.softened(prior, diffusion)
+    u = (jnp.arange(2000) + 0.5) / 2000
+    t, weight = sampler(diffusion, jnp.full_like(u, diffusion.eps), u)
+    np.testing.assert_allclose(weight, z, atol=1e-4)
     with jax.enable_x64(True):
-        u = u.astype(float)
-        exact, z = sampler(sde, jnp.full_like(u, jnp.float32(0.99)), u)
-    np.testing.assert_allclose(t, exact, atol=1e-6)
-    np.testing.assert_allclose(weight, z, rtol=2e-4)
-    assert len(np.unique(t)) > 5000 and np.all(np.diff(t) >= 0)
+        nodes, mass = quadrature.tanh_sinh()
+        tau, end = prior.quantile(jnp.asarray(nodes)), diffusion.logsnr(jnp.float64(1.0))
+        total = jnp.sum(mass * (diffusion.logsnr(tau) - end))
+        np.testing.assert_allclose(weight[0], total, rtol=1e-5)
+        later = jnp.minimum(diffusion.logsnr(tau)[:, None], diffusion.logsnr(t.astype(float))) - end
+        np.testing.assert_allclose(mass @ later / total, 1 - u, atol=1e-5)
 
 
-def test_settings_out_of_range():
-    c, vp = settings(time_sampler="idode")
-    for value in (0.0, -1.0, float("inf"), float("nan")):
-        c.model.data_std = value
-        with pytest.raises(config.ConfigError, match=f"model.data_std={value}: should be positive"):
-            time_sampling.from_config(c, vp)
+def test_softened_times_of_rve_with_k_0():
+    """They are about uniform in ln t, though nearly all of them have one logSNR; against the closed form."""
+    rve, u = gaussian.SDES["reciprocal_vesde"], (jnp.arange(1000) + 0.5) / 1000
+    sampler = time_sampling.softened(truncation.Truncation(0.0, rve.eps), rve)
+    t, _ = sampler(rve, jnp.full_like(u, rve.eps), u)
+    above = lambda t: -np.log(t) - rve.eps * (1 / t - 1)  # the integral of (t − ε)/t² from t to T
+    np.testing.assert_allclose(above(np.float64(t)) / above(rve.eps), 1 - u, atol=2e-6)
+
+
+WRONG = {  # settings, and what the error says
+    "model.data_std": ({"time_sampler": "idode"}, (0.0, -1.0, math.inf, math.nan), "should be positive"),
+    "training.lognormal_std": ({"time_sampler": "lognormal"}, (0.0, -1.0, math.nan), "should be positive"),
+    "training.lognormal_mean": ({"time_sampler": "lognormal"}, (math.inf, math.nan), "should be finite"),
+    "training.sigmoid_bias": ({"weighting": "sigmoid"}, (math.inf, math.nan), "should be finite"),
+    "training.min_snr_gamma": ({"weighting": "min_snr"}, (0.0, -5.0, math.inf), "should be positive"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_settings_out_of_range(key):
+    chosen, values, message = WRONG[key]
+    c, vp = settings(**chosen)
+    section, name = key.split(".")
+    for value in values:
+        c[section][name] = value
+        with pytest.raises(config.ConfigError, match=f"{key}={value}: {message}"):
+            losses.from_config(c, vp, 1)
+
+
+def test_lognormal_times_that_float32_has_not():
+    c, vp = settings(time_sampler="lognormal", lognormal_std=0.3)
+    with pytest.raises(config.ConfigError, match=r"lognormal_std=0.3: .* 6.9. from .* at least 0.58"):
+        losses.from_config(c, vp, 1)
+    c.training.lognormal_std = 0.58
+    u = (jnp.arange(1000) + 0.5) / 1000
+    t, weight = time_sampling.from_config(c, vp)(vp, jnp.full_like(u, 0.99), u)
+    assert len(np.unique(t)) > 900 and np.all(weight > 0)
+
+
+def test_softened_is_refused_where_it_means_nothing():
+    softened = dict(time_sampler="softened", weighting="softened")
+    for more, message in (
+        (dict(st=True), "weighting=softened: needs st=False; a random τ would soften a second time"),
+        (dict(weighting="likelihood"), "time_sampler=softened: needs weighting=softened"),
+        (dict(mixed=True), "time_sampler=softened: should be empty; the mixture has importance times"),
+        (dict(official_loss=True), "official_loss=True: the official code has no softened time sampler here"),
+        (dict(official_loss=True, time_sampler=""), "official_loss=True: the official code has no softened weighting"),
+    ):
+        c, vp = settings(**softened | more)
+        with pytest.raises(config.ConfigError, match=message):
+            losses.from_config(c, vp, 1)
+    c, vp = settings(**softened, st=True, k=math.inf)  # τ = ε after all: this is importance sampling
+    loss = losses.from_config(c, vp, 1)
+    u = jnp.linspace(0, 0.99, 100)
+    t, weight = loss.time_sampler(vp, jnp.full_like(u, 1e-5), u)
+    expected, z = time_sampling.Importance()(vp, jnp.full_like(u, 1e-5), u)
+    np.testing.assert_allclose(vp.logsnr(t), vp.logsnr(expected), atol=1e-3)
+    np.testing.assert_allclose(weight, z, rtol=1e-6)
 
 
 def settings(**training):
@@ -134,7 +253,7 @@ def test_a_key_and_its_official_twin_may_not_differ():
         time_sampling.from_config(c, vp)
     c.training.importance_sampling = True  # at its default, it counts as not given
     for name in TIME_SAMPLERS:
-        c.training.time_sampler = name
+        c.training.update(time_sampler=name, weighting="softened" if name == "softened" else "")
         assert time_sampling.from_config(c, vp) == TIME_SAMPLERS[name](c)
     c.training.update(likelihood_weighting=False, weighting="variance")
     assert weighting.from_config(c, vp) == weighting.variance
@@ -158,5 +277,7 @@ def test_the_official_mean_over_times():
         np.testing.assert_array_equal(t, same)
         np.testing.assert_array_equal(weight, z if expected is None else np.ones(5))
     c, vp = settings(time_sampler="uniform", official_loss=True)
-    with pytest.raises(config.ConfigError, match="official_loss=True: the official code has no uniform times here"):
+    with pytest.raises(
+        config.ConfigError, match="official_loss=True: the official code has no uniform time sampler here"
+    ):
         time_sampling.from_config(c, vp)

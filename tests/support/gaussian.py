@@ -44,6 +44,12 @@ class Gaussian:
 
         return score
 
+    def error(self, diffusion, t, x=0.7):
+        """The mean over z of ‖σ s + z‖² at x_t = α x + σ z, of one pixel."""
+        alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
+        v = alpha**2 * self.std**2 + sigma**2
+        return (sigma * alpha * (x - self.mean) / v) ** 2 + (1 - sigma**2 / v) ** 2
+
     def sample(self, key, n):
         return self.mean + self.std * jax.random.normal(key, (n, *SHAPE))
 
@@ -79,6 +85,12 @@ class Mixture:
         """∇ log p_t of the data diffused by `diffusion`."""
         one = lambda x, t: jax.grad(lambda x: jnp.sum(self.diffused(diffusion, t).logp(x)))(x)
         return lambda x, t: jax.vmap(one)(x, t)
+
+    def error(self, diffusion, t, x=0.7):
+        """The mean over z of ‖σ s + z‖² at x_t = α x + σ z, of one pixel."""
+        alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
+        v = alpha**2 * self.std**2 + sigma**2
+        return (sigma * alpha * (x - self.mean) / v) ** 2 + (1 - sigma**2 / v) ** 2
 
     def sample(self, key, n):
         keys = jax.random.split(key)
