@@ -25,7 +25,7 @@ from score_st.diffusion.losses import Loss
 from score_st.diffusion.truncation import TruncationPrior
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import optimizer, state
+from score_st.training import averages, optimizer, state
 from score_st.training.state import TrainState
 
 DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
@@ -48,6 +48,7 @@ class TrainStepConfig:
       micro_batches: parts of a device's share, computed one after the other.
       mesh: with the axes `sharding.AXES`; the batch is sharded along both, τ follows a device's place along `data`.
       reduce_dtype: the type in which gradients are summed across devices.
+      averaged: whether the state has the averages of training.averages.
     """
 
     model: DiffusionModel
@@ -60,11 +61,12 @@ class TrainStepConfig:
     micro_batches: int
     mesh: Mesh
     reduce_dtype: Any
+    averaged: bool
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """The training state, as a tree of ShapeDtypeStructs."""
-        return state.abstract(self.model, self.optimizer)
+        return state.abstract(self.model, self.optimizer, self.averaged)
 
     @property
     def state_shardings(self) -> TrainState:
@@ -73,7 +75,7 @@ class TrainStepConfig:
 
     def create(self, key: Key[Array, ""]) -> TrainState:
         """A freshly initialized state."""
-        return state.create(self.model.init(key), self.optimizer)
+        return state.create(self.model.init(key), self.optimizer, self.averaged)
 
 
 def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> dict[str, Array]:
@@ -255,6 +257,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
         micro,
         mesh,
         reduce_dtype,
+        bool(averages.stored_steps(training)),
     )
 
 
