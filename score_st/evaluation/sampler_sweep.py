@@ -1,4 +1,4 @@
-"""Sample quality by network evaluations: the Fréchet distance of several samplers to the training images."""
+"""Sample quality: the Fréchet distance to the training images, by sampler and evaluations or by the weights."""
 
 import copy
 import dataclasses
@@ -15,7 +15,7 @@ from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.diffusion import samplers
-from score_st.evaluation import distances, generation, sample_quality
+from score_st.evaluation import distances, generation, provenance, sample_quality
 from score_st.evaluation.extractors import Features
 from score_st.model import DiffusionModel
 from score_st.runtime import progress
@@ -92,6 +92,43 @@ class Sweep:
             points.setdefault(name, []).append(point)
             loop(done, f"{name}, {point['nfe']:.0f} evaluations: {figure} {point['distance']:.2f}")
         return points
+
+
+def by_weights(
+    names: Iterable[str],
+    read: Callable[[str], Any],
+    sweep: Callable[[Any], Sweep],
+    config: ConfigDict,
+    results: JsonLines,
+    figure: str,
+) -> list[dict[str, Any]]:
+    """Returns the distance of one sampler for several weights, computed or stored; one of them is in memory at a time.
+
+    Args:
+      names: of the weights, as --ema has them.
+      read: returns weights by name: `params`, `step`, `name` and `width`.
+      sweep: of parameters.
+      config: of the sampler.
+      results: where the points are stored.
+      figure: the distance's name, for the progress.
+
+    Returns:
+      For each of the weights what they are, and the distance (NaN if the sampler diverged).
+    """
+    points, names = [], list(names)
+    loop = progress.Loop("weights", 0, len(names), "points")
+    for done, name in enumerate(names, 1):
+        weights = read(name)
+        about = {"weights": weights.name, "step": weights.step, "weights_crc32": provenance.checksum(weights.params)}
+
+        def compute(params: Any = weights.params) -> dict[str, float]:
+            point = sweep(params).point(config)
+            return {key: point[key] for key in ("nfe", "distance")}
+
+        point = {key: float(value) for key, value in results(tuple(about.values()), compute).items()}
+        points.append(about | {"width": weights.width} | point)
+        loop(done, f"{weights.name}: {figure} {point['distance']:.2f}")
+    return points
 
 
 def variants(

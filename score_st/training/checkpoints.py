@@ -89,17 +89,25 @@ def open_for_reading(
     Raises:
       ConfigError: there is no such checkpoint, or its network is not the one that `config` describes.
     """
+    check_same(Path(workdir), config, lambda key: key.startswith(MEANING))
+    step = find_step(workdir, step)
+    abstract = state.abstract(model, optimizer_from_config(config, model.network))
+    with manager(workdir, read_only=True) as opened:
+        return read_item(opened, step, placed(abstract, mesh), partial=True)  # without averages, see `weights`
+
+
+def find_step(workdir: str | Path, step: int | None) -> int:
+    """Returns the step of a checkpoint, by default of the newest.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
     workdir = Path(workdir)
-    check_same(workdir, config, lambda key: key.startswith(MEANING))
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` writes them")
     with manager(workdir, read_only=True) as opened:
         steps = opened.all_steps()
-        if not steps or (step is not None and step not in steps):
-            state_of_it = (
-                f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no complete checkpoint yet"
-            )
-            raise ConfigError(f"--workdir {workdir}: {state_of_it}" + ("" if step is None else f", not {step}"))
-        abstract = state.abstract(model, optimizer_from_config(config, model.network))
-        newest = max(steps) if step is None else step
-        return read_item(opened, newest, placed(abstract, mesh), partial=True)  # without averages, see `weights`
+    if not steps or (step is not None and step not in steps):
+        state_of_it = f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no complete checkpoint yet"
+        raise ConfigError(f"--workdir {workdir}: {state_of_it}" + ("" if step is None else f", not {step}"))
+    return max(steps) if step is None else step

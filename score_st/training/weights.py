@@ -70,11 +70,13 @@ class Weights:
       params: replicated over the mesh that has read them.
       step: of training, at which the average ends.
       name: ema, raw, or ema_0.05 for the width 0.05.
+      width: of the profile, if it was chosen.
     """
 
     params: Any
     step: int
     name: str
+    width: float | None = None
 
     def folder(self, parent: Path) -> Path:
         """Where results of these weights go: `parent` for ema, otherwise a folder in it that has their name."""
@@ -136,6 +138,8 @@ def check(workdir: str | Path, step: int | None, names: Iterable[str]) -> None:
     for name in names:
         if isinstance(width := parse(name), float):
             plan(workdir, step, width)
+        else:
+            checkpoints.find_step(workdir, step)
 
 
 def read(
@@ -165,7 +169,7 @@ def read(
         return Weights(restored.params if chosen == "raw" else restored.ema, int(restored.step), chosen)
     check_same(Path(workdir), config, lambda key: key.startswith(MEANING))
     terms = plan(workdir, step, chosen)
-    return Weights(combine(workdir, model, mesh, terms), max(terms), f"ema_{chosen:g}")
+    return Weights(combine(workdir, model, mesh, terms), max(terms), f"ema_{chosen:g}", chosen)
 
 
 def combine(workdir: str | Path, model: DiffusionModel, mesh: Mesh, terms: dict[int, np.ndarray]) -> Any:
