@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     image_grid.grid(generation.read_shards(folder, 256), config.data.num_levels, folder / "grid.png")
     if frames is not None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
-    about = {"settings": settings, "weights": trained.name}
-    about |= {"images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
+    about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
+    about |= {"weights": trained.name}
     write_text(folder / "samples.json", json.dumps(about | provenance.software(), indent=1))
     print(f"wrote {folder}: {arguments.num} images, {nfe:.0f} network evaluations each")
 

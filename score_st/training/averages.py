@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from score_st.array_types import Array, Float, Int
 from score_st.config import ConfigError
@@ -27,13 +26,16 @@ def exponent(width: float) -> float:
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
-def stored_steps(training: ConfigDict) -> tuple[int, ...]:
+def stored_steps(count: int, stop: int) -> tuple[int, ...]:
     """The steps at which a run stores its averages, evenly over training with the last at its end.
 
+    Args:
+      count: training.averages, how many.
+      stop: training.n_iters.
+
     Raises:
-      ConfigError: training.averages is negative, or more than there are steps.
+      ConfigError: the count is negative, or larger than the number of steps.
     """
-    count, stop = training.averages, training.n_iters
     if not 0 <= count <= max(stop, 0):
         raise ConfigError(f"config.training.averages={count}: should be from 0 (none) to training.n_iters={stop}")
     return tuple(stop * i // count for i in range(1, count + 1))

@@ -214,7 +214,7 @@ def fit(
     key, manager = jax.random.key(config.seed), checkpoints.manager(workdir, training.snapshot_freq)
     current = resume(manager, step_config, key)
     start = step = int(current.step)
-    store = weights.Store(workdir, averages.stored_steps(training), current, manager)
+    store = weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
     steps, eval_loss = compiled_steps(step_config), compiled_eval(step_config, stream(config, images["test"]))
     log, means = Log(workdir, start, stop), Means.empty()
     log.parameters(step_config.abstract_state.params)

@@ -257,7 +257,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
         micro,
         mesh,
         reduce_dtype,
-        bool(averages.stored_steps(training)),
+        bool(averages.stored_steps(training.averages, training.n_iters)),
     )
 
 

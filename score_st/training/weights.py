@@ -169,10 +169,10 @@ def read(
         return Weights(restored.params if chosen == "raw" else restored.ema, int(restored.step), chosen)
     check_same(Path(workdir), config, lambda key: key.startswith(MEANING))
     terms = plan(workdir, step, chosen)
-    return Weights(combine(workdir, model, mesh, terms), max(terms), f"ema_{chosen:g}", chosen)
+    return Weights(combine(workdir, model.abstract_params, mesh, terms), max(terms), f"ema_{chosen:g}", chosen)
 
 
-def combine(workdir: str | Path, model: DiffusionModel, mesh: Mesh, terms: dict[int, np.ndarray]) -> Any:
+def combine(workdir: str | Path, params: Any, mesh: Mesh, terms: dict[int, np.ndarray]) -> Any:
     """Adds up stored averages, float32, with one stored step in memory at a time.
 
     The sum is taken of differences from the newest average. As the coefficients add up to 1 that changes nothing, but
@@ -180,12 +180,12 @@ def combine(workdir: str | Path, model: DiffusionModel, mesh: Mesh, terms: dict[
 
     Args:
       workdir: of the run.
-      model: of its configuration.
+      params: the parameters as a tree of ShapeDtypeStructs.
       mesh: the devices.
       terms: coefficients [2] by step, for averages.WIDTHS.
     """
     names = [str(width) for width in averages.WIDTHS]
-    abstract = checkpoints.placed(dict.fromkeys(names, model.abstract_params), mesh)
+    abstract = checkpoints.placed(dict.fromkeys(names, params), mesh)
     base = total = None
     with checkpoints.manager(workdir, read_only=True, folder=FOLDER) as opened:
         for step in sorted(terms, reverse=True):
