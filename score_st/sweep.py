@@ -1,11 +1,11 @@
 """`python -m score_st.sweep`: sample quality by the network evaluations of each sampler, or by the weights."""
 
 import argparse
+import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +18,6 @@ from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
 from score_st.training import weights
-from score_st.training.weights import Weights
 
 EXAMPLES = """\
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
@@ -58,18 +57,18 @@ def parser() -> cli.Parser:
 
 def over_weights(
     arguments: argparse.Namespace,
+    chosen: Iterable[weights.Weights],
+    sweep: sampler_sweep.Sweep,
     sampler: tuple[tuple[str, float], ConfigDict],
-    read: Callable[[str], Weights],
-    sweep: Callable[[Any], sampler_sweep.Sweep],
     figure: str,
 ) -> None:
     """Draws quality by the weights that --ema lists: eval/widths.json, widths.png and a table.
 
     Args:
       arguments: of the command.
+      chosen: the weights, read one after the other.
+      sweep: without parameters.
       sampler: its name and evaluations, and its configuration.
-      read: returns weights by name.
-      sweep: of parameters.
       figure: the distance's name.
     """
     ((name, nfe), config), folder = sampler, Path(arguments.workdir) / "eval"
@@ -77,7 +76,7 @@ def over_weights(
     settings |= {"reference": arguments.reference} if arguments.reference else {}
     settings |= {"sampler": name, "evaluations": nfe, "sampling": config.sampling.to_dict()}
     results = runner.open_results(folder / "widths.jsonl", settings)
-    points = sampler_sweep.by_weights(arguments.ema.split(","), read, sweep, config, results, figure)
+    points = sampler_sweep.by_weights(chosen, sweep, config, results, figure)
     if results.writes:
         result = {"figure": figure, "points": points, **settings, **provenance.software()}
         write_text(folder / "widths.json", json.dumps(result, indent=1))
@@ -111,16 +110,16 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     figure = "FID" if extractor.name == "inception" else extractor.figure("fid")
     distance = sampler_sweep.distance_to_data(config, features, arguments.reference)
     read = functools.partial(weights.read, workdir, config, model, mesh, arguments.step)
-    sweep = lambda params: sampler_sweep.Sweep(model, params, arguments.num, arguments.seed, distance, mesh)
+    sweep = sampler_sweep.Sweep(model, None, arguments.num, arguments.seed, distance, mesh)
     if len(names) > 1:
-        return over_weights(arguments, next(iter(variants.items())), read, sweep, figure)
+        return over_weights(arguments, map(read, names), sweep, next(iter(variants.items())), figure)
     trained = read(names[0])
     about = {"step": trained.step, "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
     about |= {"reference": arguments.reference} if arguments.reference else {}
     settings = about | {"weights_crc32": provenance.checksum(trained.params), "sampling": config.sampling.to_dict()}
     folder = trained.folder(workdir / "eval")
     results = runner.open_results(folder / "samplers.jsonl", settings)
-    points = sweep(trained.params)(variants, results, figure)
+    points = dataclasses.replace(sweep, params=trained.params)(variants, results, figure)
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:
         result = {"figure": figure, "samplers": numbers, "weights": trained.name, **settings, **provenance.software()}

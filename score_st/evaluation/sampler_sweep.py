@@ -68,10 +68,10 @@ class Sweep:
     distance: Callable[[UInt8[np.ndarray, "N H W C"]], float]
     mesh: Mesh
 
-    def point(self, config: ConfigDict) -> dict[str, Any]:
+    def point(self, config: ConfigDict, generate: Callable | None = None) -> dict[str, Any]:
         """Returns evaluations and distance (NaN if the sampler diverged), and the first images."""
         try:
-            images, nfe = generation.draw(config, self.model, self.params, self.num, self.seed, self.mesh)
+            images, nfe = generation.draw(config, self.model, self.params, self.num, self.seed, self.mesh, generate)
         except ConfigError:
             blank = np.zeros((PICTURES, *self.model.image_shape), np.uint8)
             return {"nfe": np.nan, "distance": np.nan, "images": blank}
@@ -95,19 +95,13 @@ class Sweep:
 
 
 def by_weights(
-    names: Iterable[str],
-    read: Callable[[str], Any],
-    sweep: Callable[[Any], Sweep],
-    config: ConfigDict,
-    results: JsonLines,
-    figure: str,
+    weights: Iterable[Any], sweep: Sweep, config: ConfigDict, results: JsonLines, figure: str
 ) -> list[dict[str, Any]]:
-    """Returns the distance of one sampler for several weights, computed or stored; one of them is in memory at a time.
+    """Returns the distance of one sampler for several weights, computed or stored.
 
     Args:
-      names: of the weights, as --ema has them.
-      read: returns weights by name: `params`, `step`, `name` and `width`.
-      sweep: of parameters.
+      weights: with `params`, `step`, `name` and `width`, read one after the other.
+      sweep: without parameters.
       config: of the sampler.
       results: where the points are stored.
       figure: the distance's name, for the progress.
@@ -115,19 +109,16 @@ def by_weights(
     Returns:
       For each of the weights what they are, and the distance (NaN if the sampler diverged).
     """
-    points, names = [], list(names)
-    loop = progress.Loop("weights", 0, len(names), "points")
-    for done, name in enumerate(names, 1):
-        weights = read(name)
-        about = {"weights": weights.name, "step": weights.step, "weights_crc32": provenance.checksum(weights.params)}
-
-        def compute(params: Any = weights.params) -> dict[str, float]:
-            point = sweep(params).point(config)
-            return {key: point[key] for key in ("nfe", "distance")}
-
-        point = {key: float(value) for key, value in results(tuple(about.values()), compute).items()}
-        points.append(about | {"width": weights.width} | point)
-        loop(done, f"{weights.name}: {figure} {point['distance']:.2f}")
+    points = []
+    generate = generation.generator(config, sweep.model, sweep.seed)  # one program for all
+    for chosen in weights:
+        about = {"weights": chosen.name, "step": chosen.step, "weights_crc32": provenance.checksum(chosen.params)}
+        point = functools.partial(dataclasses.replace(sweep, params=chosen.params).point, config, generate)
+        compute = lambda point=point: {key: value for key, value in point().items() if key != "images"}
+        figures = {key: float(value) for key, value in results(tuple(about.values()), compute).items()}
+        points.append(about | {"width": chosen.width} | figures)
+        if results.writes and not progress.quiet:
+            print(f"{chosen.name}: {figure} {figures['distance']:.2f}", flush=True)
     return points
 
 
