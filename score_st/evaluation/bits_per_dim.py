@@ -168,16 +168,9 @@ def evaluate(
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
         results = runner.open_results(folder / "bpd.jsonl", settings | sums)
         run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
-        about = {
-            "weights": weights,
-            "dataset": config.data.dataset,
-            "split": "test",
-            "images": len(images),
-            "dequantization": evaluation.model.scaler.dequantization,
-            "num_levels": config.data.num_levels,
-            "sde": config.training.sde,
-            "truncation_time": model.sde.eps,
-        }
+        about = {"weights": weights, "dataset": config.data.dataset, "split": "test", "images": len(images)}
+        about |= {"dequantization": evaluation.model.scaler.dequantization, "num_levels": config.data.num_levels}
+        about |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
         result = compute(evaluation, run, section) | about | settings
         if writes:
             write_text(folder / "bpd.json", json.dumps(result, indent=1))

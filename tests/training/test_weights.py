@@ -16,8 +16,9 @@ from score_st import eval as eval_command
 from score_st.config import ConfigError
 from score_st.evaluation import efficientnet
 from score_st.model import DiffusionModel
+from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.runtime import sharding
-from score_st.training import checkpoints, state, step, weights
+from score_st.training import averages, checkpoints, state, step
 
 STEPS = 40
 RUN = dict(training__n_iters=STEPS, training__log_freq=40, training__eval_freq=40, training__snapshot_freq=20)
@@ -110,12 +111,12 @@ def test_weights_are_those_of_the_run(run):
 
 
 @pytest.mark.parametrize("width", [0.03, 0.2])
-def test_a_width_is_the_average_of_what_was_trained(run, width):
-    """Of the raw weights of all steps, which the averages of 0.05 give back: θ_n = (a_n − β a_(n−1)) / (1 − β)."""
+def test_a_width_is_the_sum_of_what_is_stored(run, width):
+    """In float64, of the plain terms."""
     made = score_st.load(run, ema=width)
     assert made.step == STEPS
     stored, target = stored_averages(run), DiffusionModel.from_config(config.from_workdir(run)).abstract_params
-    values, _ = weights.averages.coefficients(list(stored), width)
+    values, _ = averages.coefficients(list(stored), width)
     terms = zip(stored.values(), values, strict=True)
     flat = lambda tree: np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(tree)])
     expected = sum(a * flat(pair["0.05"]) + b * flat(pair["0.1"]) for pair, (a, b) in terms)
@@ -195,3 +196,9 @@ def test_averages_do_not_begin_in_the_middle(run, one_device):
     settings = overrides(**RUN | dict(training__averages=0))
     with pytest.raises(ConfigError, match=r"was made with training.averages=20 \(not 0\)"):
         train.main(["--config", SMALL, *settings, "--workdir", str(run)], one_device)
+
+
+def test_a_converted_run_has_none():
+    settings = config.load(SMALL, {"training.averages": "64", "model.name": "ncsnpp"})
+    with pytest.raises(ConfigError, match="training.averages=64: an official checkpoint has no averages"):
+        torch_checkpoint.state_from_torch({}, settings, DiffusionModel.from_config(settings))
