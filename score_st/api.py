@@ -26,7 +26,7 @@ from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import checkpoints
+from score_st.training import weights
 
 Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
@@ -178,29 +178,35 @@ class Model:
 
 
 def load(
-    workdir: str | Path, step: int | None = None, settings: dict | None = None, mesh: Mesh | None = None
+    workdir: str | Path,
+    step: int | None = None,
+    settings: dict | None = None,
+    mesh: Mesh | None = None,
+    ema: str | float = "ema",
 ) -> Model:
-    """Loads the model of a workdir, with the EMA weights.
+    """Loads the model of a workdir, by default with the EMA weights.
 
     Args:
       workdir: of a run, as training and conversion write it.
-      step: of the checkpoint; the newest by default.
+      step: of the checkpoint, or where an average of a width ends; the newest by default.
       settings: values other than those of the workdir's config.json, by dotted key: {"sampling.grid": "logsnr"}.
       mesh: the devices that read the checkpoint; all by default.
+      ema: the weights, as for --ema: "ema", "raw", or the width of an average from 0.02 to 0.25 (docs: averages).
 
     Raises:
-      ConfigError: there is no run or no such checkpoint, or a setting is unknown or changes what the weights mean.
+      ConfigError: there is no run, no such checkpoint or average, or a setting is unknown or changes what the weights
+        mean.
     """
     config = configuration.from_workdir(workdir, settings)
     frozen, mesh = FrozenConfigDict(config), mesh or sharding.mesh()
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        restored = checkpoints.open_for_reading(workdir, config, _diffusion_model(frozen), mesh, step)
+        trained = weights.read(workdir, config, _diffusion_model(frozen), mesh, step, ema)
     finally:
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: a computation takes them to the device of x
-    return Model(jax.tree.map(jnp.asarray, jax.device_get(restored.ema)), frozen, int(restored.step))
+    return Model(jax.tree.map(jnp.asarray, jax.device_get(trained.params)), frozen, trained.step)
 
 
 @functools.lru_cache(maxsize=16)

@@ -56,6 +56,7 @@ TRAINING = dict(
     reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
     remat="none",  # ours: what the backward pass recomputes: none, elementwise or blocks
     n_jitted_steps=1,  # ours: steps per dispatch
+    averages=0,  # ours: times that averages are stored, from which --ema makes any width; 0: no such averages
     truncation_time=1e-5,  # ε, the smallest time
     unbounded_parametrization=False,  # the time conditioning of U-DDPM++ and U-NCSN++
     stabilizing_constant=1e-3,  # of the unbounded time conditioning of VP

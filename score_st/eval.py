@@ -1,5 +1,6 @@
 """`python -m score_st.eval`: bits/dim of a checkpoint on every test image, and the loss as a function of t."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from score_st.evaluation import bits_per_dim, image_terms, sample_quality, table
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
-from score_st.training import checkpoints
+from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --config.eval.nll_iter=5
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --step 1000
+  python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/averaged --ema 0.05
   python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
       --config.eval.dequantization=truncated_normal --config.eval.importance_samples=20
 
@@ -25,9 +27,10 @@ started again, it resumes from eval/bpd.jsonl if the settings and the weights th
 
 def parser() -> cli.Parser:
     """Returns the command's parser."""
-    parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights.", EXAMPLES)
+    parser = cli.parser("eval", "Bits/dim of a checkpoint's weights, by default their EMA.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option("--ema", default="ema", metavar="WIDTH", help=weights.HELP)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
     return parser
 
@@ -45,9 +48,10 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
         model = DiffusionModel.from_config(config)
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
-        restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
-        step, show = int(restored.step), tables.show_bits_per_dim
-        result = bits_per_dim.evaluate(config, model, restored.ema, step, images, workdir, mesh, show)
+        trained = weights.read(workdir, config, model, mesh, arguments.step, arguments.ema)
+        folder, show = trained.folder(workdir / "eval"), tables.show_bits_per_dim
+        evaluate = functools.partial(bits_per_dim.evaluate, folder=folder, weights=trained.name)
+        result = evaluate(config, model, trained.params, trained.step, images, workdir, mesh, show)
     page.refresh_existing(workdir)
     return result
 

@@ -1,4 +1,4 @@
-"""`python -m score_st.sample`: images from a checkpoint's EMA weights."""
+"""`python -m score_st.sample`: images from a checkpoint's weights."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints
+from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
@@ -27,12 +27,13 @@ FRAMES = 40  # of a trajectory
 
 def parser() -> cli.Parser:
     """Returns the command's parser."""
-    description = "Images from a checkpoint's EMA weights: shards of uint8 arrays in samples/, and grid.png."
+    description = "Images from a checkpoint's weights, by default their EMA: uint8 arrays in samples/, and grid.png."
     parser = cli.parser("sample", description, EXAMPLES)
     option = parser.add_argument_group("images").add_argument
     option("--num", type=int, default=64, help="how many images (default 64)")
-    option("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
+    option("--out", type=Path, help="folder for the images (default WORKDIR/samples, with --ema a folder in it)")
     option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
+    option("--ema", default="ema", metavar="WIDTH", help=weights.HELP)
     generation.add_options(parser)
     return parser
 
@@ -46,13 +47,16 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--num {arguments.num}: should be 1 or more")
     generation.check(config)
     model = DiffusionModel.from_config(config)
-    restored = checkpoints.open_for_reading(arguments.workdir, config, model, mesh, arguments.step)
-    folder, step = arguments.out or Path(arguments.workdir) / "samples", int(restored.step)
-    settings = {"seed": arguments.seed, "step": step, "weights_crc32": provenance.checksum(restored.ema)}
+    trained = weights.read(arguments.workdir, config, model, mesh, arguments.step, arguments.ema)
+    folder = arguments.out or trained.folder(Path(arguments.workdir) / "samples")
+    settings = {"seed": arguments.seed, "step": trained.step, "weights_crc32": provenance.checksum(trained.params)}
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim_folder(folder, settings)
     start = time.perf_counter()
-    run, generate = generation.runner(config, restored.ema, mesh), generation.generator(config, model, arguments.seed)
+    run, generate = (
+        generation.runner(config, trained.params, mesh),
+        generation.generator(config, model, arguments.seed),
+    )
     nfe = generation.write_shards(config, run, generate, arguments.num, folder)
     seconds = time.perf_counter() - start
     frames = None
@@ -65,6 +69,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     if frames is not None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
+    about |= {"weights": trained.name}
     write_text(folder / "samples.json", json.dumps(about | provenance.software(), indent=1))
     print(f"wrote {folder}: {arguments.num} images, {nfe:.0f} network evaluations each")
 

@@ -1,9 +1,14 @@
-"""`python -m score_st.sweep`: sample quality by the network evaluations of each sampler."""
+"""`python -m score_st.sweep`: sample quality by the network evaluations of each sampler, or by the weights."""
 
+import argparse
+import dataclasses
+import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from score_st.config import ConfigError
 from score_st.evaluation import generation, provenance, runner, sample_quality, sampler_sweep, tables
@@ -12,7 +17,7 @@ from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints
+from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
@@ -21,8 +26,10 @@ EXAMPLES = """\
       --samplers ode,heun@edm,dpm_solver_2m@logsnr --nfe 10,20,50
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 200 --nfe 10,50 \\
       --samplers ddim@quadratic --features efficientnet-lite0 --step 3600
+  python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/averaged --num 500 --nfe 20 \\
+      --samplers dpm_solver_2m@logsnr --features efficientnet-lite0 --ema 0.02,0.05,0.1,0.2
 
-killed and started again, it resumes from eval/samplers.jsonl"""
+killed and started again, it resumes from eval/samplers.jsonl, or widths.jsonl"""
 # sampler @ grid; without a grid it is the configuration's
 SAMPLERS = (
     "ode,euler_maruyama,reverse_diffusion,ancestral_sampling,reverse_diffusion+langevin,"
@@ -37,6 +44,7 @@ def parser() -> cli.Parser:
     option("--num", type=int, default=1000, help="images for each point (default 1000)")
     option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option("--ema", default="ema", metavar="A,B", help=f"{weights.HELP}; several: quality by weights of one sampler")
     option = parser.add_argument_group("samplers").add_argument
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
     option("--nfe", default="10,20,50,100,1000", help="network evaluations (default 10,20,50,100,1000)")
@@ -45,6 +53,36 @@ def parser() -> cli.Parser:
     option("--reference", type=int, metavar="N", help="training images to compare with, a fixed draw (default all)")
     option("--weights", metavar="FILE", help="of the features; see score_st.quality")
     return parser
+
+
+def over_weights(
+    arguments: argparse.Namespace,
+    chosen: Iterable[weights.Weights],
+    sweep: sampler_sweep.Sweep,
+    sampler: tuple[tuple[str, float], ConfigDict],
+    figure: str,
+) -> None:
+    """Draws quality by the weights that --ema lists: eval/widths.json, widths.png and a table.
+
+    Args:
+      arguments: of the command.
+      chosen: the weights, read one after the other.
+      sweep: without parameters.
+      sampler: its name and evaluations, and its configuration.
+      figure: the distance's name.
+    """
+    ((name, nfe), config), folder = sampler, Path(arguments.workdir) / "eval"
+    settings = {"num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    settings |= {"reference": arguments.reference} if arguments.reference else {}
+    settings |= {"sampler": name, "evaluations": nfe, "sampling": config.sampling.to_dict()}
+    results = runner.open_results(folder / "widths.jsonl", settings)
+    points = sampler_sweep.by_weights(chosen, sweep, config, results, figure)
+    if results.writes:
+        result = {"figure": figure, "points": points, **settings, **provenance.software()}
+        write_text(folder / "widths.json", json.dumps(result, indent=1))
+        title = f"{figure} of {arguments.num} {config.data.dataset} samples, {name}"
+        tables.show_widths(points, title)
+        tables.draw_widths(points, figure, title, folder / "widths.png")
 
 
 def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
@@ -60,26 +98,35 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     generation.check(config)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
-    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts)
+    names = arguments.ema.split(",")
+    tolerances = sampler_sweep.TOLERANCES if len(names) == 1 else (config.sampling.rtol,)
+    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, tolerances)
+    if len(names) > 1 and len(variants) > 1:
+        raise ConfigError(f"--ema {arguments.ema}: several weights take one sampler, as in --samplers ddim --nfe 20")
+    weights.check(workdir, arguments.step, names)
     params, _ = extractor.weights(arguments.weights)
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
-    restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
-    about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
-    about |= {"reference": arguments.reference} if arguments.reference else {}
-    settings = about | {"weights_crc32": provenance.checksum(restored.ema), "sampling": config.sampling.to_dict()}
-    results = runner.open_results(workdir / "eval/samplers.jsonl", settings)
     figure = "FID" if extractor.name == "inception" else extractor.figure("fid")
     distance = sampler_sweep.distance_to_data(config, features, arguments.reference)
-    sweep = sampler_sweep.Sweep(model, restored.ema, arguments.num, arguments.seed, distance, mesh)
-    points = sweep(variants, results, figure)
+    read = functools.partial(weights.read, workdir, config, model, mesh, arguments.step)
+    sweep = sampler_sweep.Sweep(model, None, arguments.num, arguments.seed, distance, mesh)
+    if len(names) > 1:
+        return over_weights(arguments, map(read, names), sweep, next(iter(variants.items())), figure)
+    trained = read(names[0])
+    about = {"step": trained.step, "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    about |= {"reference": arguments.reference} if arguments.reference else {}
+    settings = about | {"weights_crc32": provenance.checksum(trained.params), "sampling": config.sampling.to_dict()}
+    folder = trained.folder(workdir / "eval")
+    results = runner.open_results(folder / "samplers.jsonl", settings)
+    points = dataclasses.replace(sweep, params=trained.params)(variants, results, figure)
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:
-        result = {"figure": figure, "samplers": numbers, **settings, **provenance.software()}
-        write_text(workdir / "eval/samplers.json", json.dumps(result, indent=1))
+        result = {"figure": figure, "samplers": numbers, "weights": trained.name, **settings, **provenance.software()}
+        write_text(folder / "samplers.json", json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples"
         tables.show_sweep(points, title)
-        tables.draw_sweep(points, figure, title, config.data.num_levels, workdir / "eval")
+        tables.draw_sweep(points, figure, title, config.data.num_levels, folder)
         page.refresh_existing(workdir)
 
 

@@ -135,11 +135,13 @@ def evaluate(
     workdir: Path,
     mesh: Mesh,
     show: Callable[[dict], None] = lambda result: None,
+    folder: Path | None = None,
+    weights: str = "ema",
 ) -> dict[str, Any]:
     """Evaluates the weights on all images, with full precision of matrix products on every backend.
 
-    Writes eval/bpd.json, loss_by_time.json, loss_by_time.png and bpd_by_time.png. A killed evaluation is resumed from
-    eval/bpd.jsonl.
+    Writes bpd.json, loss_by_time.json, loss_by_time.png and bpd_by_time.png. A killed evaluation is resumed from
+    bpd.jsonl.
 
     Args:
       config: all settings.
@@ -147,40 +149,35 @@ def evaluate(
       params: the weights.
       step: their training step.
       images: the test images.
-      workdir: where the files go.
+      workdir: of the run.
       mesh: the devices.
       show: called on one process with the figures, before the curves over t, which may take as long again.
+      folder: where the files go, by default eval/ of the workdir.
+      weights: what the weights are, for bpd.json.
 
     Returns:
-      What is in eval/bpd.json.
+      What is in bpd.json.
     """
     image_terms.check_batch_size(config, mesh)
     section, evaluation = config.eval, image_terms.from_config(config, model)
-    writes = jax.process_index() == 0
+    writes, folder = jax.process_index() == 0, folder or workdir / "eval"
     if writes:
         _warn(evaluation)
     settings = {"config": config.to_dict(), "step": step, **provenance.software()}
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
-        results = runner.open_results(workdir / "eval/bpd.jsonl", settings | sums)
+        results = runner.open_results(folder / "bpd.jsonl", settings | sums)
         run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
-        about = {
-            "weights": "ema",
-            "dataset": config.data.dataset,
-            "split": "test",
-            "images": len(images),
-            "dequantization": evaluation.model.scaler.dequantization,
-            "num_levels": config.data.num_levels,
-            "sde": config.training.sde,
-            "truncation_time": model.sde.eps,
-        }
+        about = {"weights": weights, "dataset": config.data.dataset, "split": "test", "images": len(images)}
+        about |= {"dequantization": evaluation.model.scaler.dequantization, "num_levels": config.data.num_levels}
+        about |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
         result = compute(evaluation, run, section) | about | settings
         if writes:
-            write_text(workdir / "eval/bpd.json", json.dumps(result, indent=1))
+            write_text(folder / "bpd.json", json.dumps(result, indent=1))
             show(result)
         curve = loss_by_time.curve(evaluation, run, min(section.gradient_images, len(images)))
     if writes:
-        write_text(workdir / "eval/loss_by_time.json", json.dumps(curve))
-        plots.loss_by_time({workdir.name: curve}, workdir / "eval/loss_by_time.png")
-        plots.bpd_by_time(curve, workdir / "eval/bpd_by_time.png")
+        write_text(folder / "loss_by_time.json", json.dumps(curve))
+        plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
+        plots.bpd_by_time(curve, folder / "bpd_by_time.png")
     return result

@@ -115,11 +115,17 @@ def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def draw(
-    config: ConfigDict, model: DiffusionModel, params: Any, num: int, seed: int, mesh: Mesh
+    config: ConfigDict,
+    model: DiffusionModel,
+    params: Any,
+    num: int,
+    seed: int,
+    mesh: Mesh,
+    generate: Callable | None = None,
 ) -> tuple[UInt8[np.ndarray, "N H W C"], float]:
-    """Returns `num` images and the mean number of network evaluations."""
-    run = runner(config, params, mesh)
-    arrays = _concatenate(list(batches(run, generator(config, model, seed), 0, num)))
+    """Returns `num` images and the mean number of network evaluations; `generate`, if given, is their `generator`."""
+    run, generate = runner(config, params, mesh), generate or generator(config, model, seed)
+    arrays = _concatenate(list(batches(run, generate, 0, num)))
     return arrays["samples"], float(arrays["nfe"].mean())
 
 

@@ -1,4 +1,4 @@
-"""Sample quality by network evaluations: the Fréchet distance of several samplers to the training images."""
+"""Sample quality: the Fréchet distance to the training images, by sampler and evaluations or by the weights."""
 
 import copy
 import dataclasses
@@ -15,7 +15,7 @@ from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.diffusion import samplers
-from score_st.evaluation import distances, generation, sample_quality
+from score_st.evaluation import distances, generation, provenance, sample_quality
 from score_st.evaluation.extractors import Features
 from score_st.model import DiffusionModel
 from score_st.runtime import progress
@@ -68,10 +68,10 @@ class Sweep:
     distance: Callable[[UInt8[np.ndarray, "N H W C"]], float]
     mesh: Mesh
 
-    def point(self, config: ConfigDict) -> dict[str, Any]:
+    def point(self, config: ConfigDict, generate: Callable | None = None) -> dict[str, Any]:
         """Returns evaluations and distance (NaN if the sampler diverged), and the first images."""
         try:
-            images, nfe = generation.draw(config, self.model, self.params, self.num, self.seed, self.mesh)
+            images, nfe = generation.draw(config, self.model, self.params, self.num, self.seed, self.mesh, generate)
         except ConfigError:
             blank = np.zeros((PICTURES, *self.model.image_shape), np.uint8)
             return {"nfe": np.nan, "distance": np.nan, "images": blank}
@@ -92,6 +92,34 @@ class Sweep:
             points.setdefault(name, []).append(point)
             loop(done, f"{name}, {point['nfe']:.0f} evaluations: {figure} {point['distance']:.2f}")
         return points
+
+
+def by_weights(
+    weights: Iterable[Any], sweep: Sweep, config: ConfigDict, results: JsonLines, figure: str
+) -> list[dict[str, Any]]:
+    """Returns the distance of one sampler for several weights, computed or stored.
+
+    Args:
+      weights: with `params`, `step`, `name` and `width`, read one after the other.
+      sweep: without parameters.
+      config: of the sampler.
+      results: where the points are stored.
+      figure: the distance's name, for the progress.
+
+    Returns:
+      For each of the weights what they are, and the distance (NaN if the sampler diverged).
+    """
+    points = []
+    generate = generation.generator(config, sweep.model, sweep.seed)  # one program for all
+    for chosen in weights:
+        about = {"weights": chosen.name, "step": chosen.step, "weights_crc32": provenance.checksum(chosen.params)}
+        point = functools.partial(dataclasses.replace(sweep, params=chosen.params).point, config, generate)
+        compute = lambda point=point: {key: value for key, value in point().items() if key != "images"}
+        figures = {key: float(value) for key, value in results(tuple(about.values()), compute).items()}
+        points.append(about | {"width": chosen.width} | figures)
+        if results.writes and not progress.quiet:
+            print(f"{chosen.name}: {figure} {figures['distance']:.2f}", flush=True)
+    return points
 
 
 def variants(

@@ -58,6 +58,38 @@ def show_sweep(points: dict[str, list[dict]], title: str) -> None:
     rich.print(table)
 
 
+def show_widths(points: list[dict], title: str) -> None:
+    """Prints a row for each of the weights of a sweep: distance, evaluations, and the step they end at."""
+    table = Table("weights", "distance", "NFE", "step", title=title)
+    for point in points:
+        table.add_row(point["weights"], f"{point['distance']:.2f}", f"{point['nfe']:.0f}", str(point["step"]))
+    rich.print(table)
+
+
+def draw_widths(points: list[dict], figure: str, title: str, path: Path) -> None:
+    """Draws the distance by the width of the average, and weights without a width as horizontal lines.
+
+    Args:
+      points: `weights`, `width` (or None) and `distance`.
+      figure: the distance's name.
+      title: of the plot.
+      path: the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    plot = Figure(figsize=(8, 5), layout="constrained")
+    axes = plot.subplots()
+    widths = sorted((point["width"], point["distance"]) for point in points if point["width"] is not None)
+    if widths:
+        axes.plot(*zip(*widths, strict=True), "o-", label="average of this width")
+    for point, style in zip((p for p in points if p["width"] is None), ("--", ":"), strict=False):
+        axes.axhline(point["distance"], linestyle=style, color="black", label=point["weights"])
+    axes.set(xlabel="width of the average, relative to the training", ylabel=figure, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    plot.savefig(path, dpi=130)
+
+
 def draw_sweep(points: dict[str, list[dict]], figure: str, title: str, num_levels: int, folder: Path) -> None:
     """Writes the curves samplers.png and the images samplers_images.png of a sweep.
 

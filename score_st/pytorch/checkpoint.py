@@ -166,6 +166,9 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
       ConfigError: the content doesn't fit the configuration; the message names the tensor.
     """
     _require_convertible(config)
+    if config.training.averages:
+        asked = f"config.training.averages={config.training.averages}"
+        raise ConfigError(f"{asked}: an official checkpoint has no averages over its training; use 0")
     if not isinstance(checkpoint, dict):
         raise ConfigError("the content is not a dictionary, as in checkpoints of Soft Truncation and score_sde")
     if "model" not in checkpoint and checkpoint and all(isinstance(v, np.ndarray) for v in checkpoint.values()):

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from score_st.data.images import Images
 from score_st.diffusion import time_sampling
 from score_st.runtime import distributed, progress, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints
+from score_st.training import averages, checkpoints, weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -143,15 +143,19 @@ def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[
         distributed.leave(1, message)
 
 
-def dispatches(start: int, stop: int, several: int, periods: Sequence[int]) -> Iterator[int]:
+def dispatches(
+    start: int, stop: int, several: int, periods: Sequence[int], marks: Collection[int] = ()
+) -> Iterator[int]:
     """Divides the steps from `start` to `stop` into programs.
 
     Yields:
-      The number of steps of each program: `several`, or 1 where a multiple of one of the `periods` comes before.
+      The number of steps of each program: `several`, or 1 where one of the `marks` or a multiple of one of the
+      `periods` comes before.
     """
     step = start
     while step < stop:
         fits = step + several <= stop and all((step + several - 1) // n == step // n for n in periods)
+        fits = fits and not any(step < mark < step + several for mark in marks)
         yield (count := several if fits else 1)
         step += count
 
@@ -240,6 +244,7 @@ def fit(
     key, manager = jax.random.key(config.seed), checkpoints.manager(workdir, training.snapshot_freq)
     current = resume(manager, step_config, key)
     start = step = int(current.step)
+    store = weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
     steps, eval_loss = compiled_steps(step_config), compiled_eval(step_config, stream(config, images["test"]))
     eval_nelbo = compiled_nelbo(config, step_config, stream(config, images["test"]))
     log, means = Log(workdir, start, stop), Means.empty()
@@ -251,7 +256,7 @@ def fit(
     batches = Batches(stream(config, images["train"]).batches(start, stop))
     preemption = distributed.Preemption(step_config.mesh)
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
-    for count in dispatches(start, stop, training.n_jitted_steps, periods):
+    for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
         # one or several updates
         current, metrics = steps(current, [next(batches) for _ in range(count)], key)
         first, step, means = step == start, step + count, means.add(metrics)
@@ -262,21 +267,23 @@ def fit(
             if extra and training.eval_images:
                 extra["eval_nelbo"] = eval_nelbo(current)
             log.train(step, means.compute(), batches.waited(), **extra)
-            check_finite(step, metrics["loss"], manager.wait_until_finished)
+            check_finite(step, metrics["loss"], store.wait)
             means = Means.empty()
 
         # a checkpoint
         at_snapshot = due(training.snapshot_freq)
         preempted = preemption.reached(wait=at_snapshot)
         if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-            check_finite(step, metrics["loss"], manager.wait_until_finished)
+            check_finite(step, metrics["loss"], store.wait)
+            store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
             checkpoints.save(manager, current)
+        store(step, current)
         if preempted:
-            stop_preempted(f"step {step}/{stop}", manager, preemption)
+            stop_preempted(f"step {step}/{stop}", store.wait, preemption)
 
         # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
         if at_snapshot:
-            manager.wait_until_finished()
+            store.wait()
             preemption.pause()
             snapshot(current, log)
             preemption.listen()
@@ -290,9 +297,9 @@ def snapshot_is_done(workdir: Path, step: int) -> bool:
     return path.exists() and path.read_text() == str(step)
 
 
-def stop_preempted(progress: str, manager: Any, preemption: distributed.Preemption) -> NoReturn:
-    """Ends the program once the last checkpoint has been written."""
-    manager.wait_until_finished()
+def stop_preempted(progress: str, wait: Callable[[], None], preemption: distributed.Preemption) -> NoReturn:
+    """Ends the program once `wait` returns, which waits until the last checkpoint has been written."""
+    wait()
     preemption.listen(False)
     print(f"{progress}  saved and stopped on SIGTERM", flush=True)
     sys.exit(distributed.STOPPED)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from score_st.model import DiffusionModel
+from score_st.training import averages
 
 
 @flax.struct.dataclass
@@ -29,23 +30,38 @@ class TrainState:
     ema_updates: Any
 
 
-def create(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step."""
+@flax.struct.dataclass
+class AveragedState(TrainState):
+    """A state with the averages that training.averages asks for; without them there is no trace of these.
+
+    Attributes:
+      averages: by width, see `averages`.
+    """
+
+    averages: dict
+
+
+def create(params: dict, optimizer: optax.GradientTransformation, averaged: bool = False) -> TrainState:
+    """Returns the state before the first step, an `AveragedState` if `averaged`."""
     # the two counts are separate buffers, since a step donates them
     zeros = [jnp.zeros((), jnp.int32) for _ in range(2)]
-    return TrainState(zeros[0], params, optimizer.init(params), jax.tree.map(jnp.copy, params), zeros[1])
+    parts = zeros[0], params, optimizer.init(params), jax.tree.map(jnp.copy, params), zeros[1]
+    return AveragedState(*parts, averages.start(params)) if averaged else TrainState(*parts)
 
 
 def update(state: TrainState, gradient: dict, optimizer: optax.GradientTransformation, ema_rate: float) -> TrainState:
-    """Updates the parameters, then their average, whose rate at update n is min(ema_rate, (1 + n) / (10 + n))."""
+    """Updates the parameters, then their averages, of which `ema` has the rate min(ema_rate, (1 + n) / (10 + n))."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     n = state.ema_updates + 1
     rate = jnp.minimum(ema_rate, (1 + n) / (10 + n))
     ema = jax.tree.map(lambda e, p: e - (1 - rate) * (e - p), state.ema, params)
-    return TrainState(state.step + 1, params, opt_state, ema, n)
+    parts = state.step + 1, params, opt_state, ema, n
+    if isinstance(state, AveragedState):
+        return AveragedState(*parts, averages.updated(state.averages, params, state.step + 1))
+    return TrainState(*parts)
 
 
-def abstract(model: DiffusionModel, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract(model: DiffusionModel, optimizer: optax.GradientTransformation, averaged: bool = False) -> TrainState:
     """Returns the state as a tree of ShapeDtypeStructs."""
-    return jax.eval_shape(lambda: create(model.init(jax.random.key(0)), optimizer))
+    return jax.eval_shape(lambda: create(model.init(jax.random.key(0)), optimizer, averaged))

@@ -26,7 +26,7 @@ from score_st.diffusion.losses import LogMass, Loss
 from score_st.diffusion.truncation import TruncationPrior
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import optimizer, state
+from score_st.training import averages, optimizer, state
 from score_st.training.state import TrainState
 
 DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
@@ -51,6 +51,7 @@ class TrainStepConfig:
       log_mass: of discrete data, for lossless bounds, see `losses.reconstruction`.
       mesh: with the axes `sharding.AXES`; the batch is sharded along both, τ follows a device's place along `data`.
       reduce_dtype: the type in which gradients are summed across devices.
+      averaged: whether the state has the averages of training.averages.
     """
 
     model: DiffusionModel
@@ -65,11 +66,12 @@ class TrainStepConfig:
     log_mass: LogMass | None
     mesh: Mesh
     reduce_dtype: Any
+    averaged: bool
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """The training state, as a tree of ShapeDtypeStructs."""
-        return state.abstract(self.model, self.optimizer)
+        return state.abstract(self.model, self.optimizer, self.averaged)
 
     @property
     def state_shardings(self) -> TrainState:
@@ -78,7 +80,7 @@ class TrainStepConfig:
 
     def create(self, key: Key[Array, ""]) -> TrainState:
         """A freshly initialized state."""
-        return state.create(self.model.init(key), self.optimizer)
+        return state.create(self.model.init(key), self.optimizer, self.averaged)
 
 
 def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> dict[str, Array]:
@@ -307,6 +309,7 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
         losses.log_mass_from_config(config) if config.data.dequantization == "lossless" else None,
         mesh,
         reduce_dtype,
+        bool(averages.stored_steps(training.averages, training.n_iters)),
     )
 
 

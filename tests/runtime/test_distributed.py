@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.commands import DIGITS, ROOT, SMALL
 from support.environment import QUICK
-from support.processes import LAUNCH, await_step, curve, ended, final_state, launched, start, workers
+from support.processes import LAUNCH, await_step, curve, ended, final_state, launched, start, stored_averages, workers
 
 from score_st import train
 from score_st.config import ConfigError
@@ -21,6 +21,7 @@ from score_st.runtime import distributed, sharding
 
 TRAIN = [sys.executable, "-m", "score_st.train", "--config"]
 COMMAND = [*TRAIN, SMALL, "--config.training.n_iters=8", "--config.training.tau_groups=4"]
+COMMAND += ["--config.training.averages=4"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,9 @@ def test_one_process_begins_what_two_finish(environment, uninterrupted, tmp_path
         np.testing.assert_allclose(losses[step][: len(expected[step])], expected[step], rtol=1e-5)
     averages = [final_state(workdir)[0][1] for workdir in (tmp_path / "run", uninterrupted)]
     chex.assert_trees_all_close(*averages, rtol=1e-7, atol=2e-5)
+    stored = [stored_averages(workdir) for workdir in (tmp_path / "run", uninterrupted)]
+    assert [list(steps) for steps in stored] == [[1, 2, 3, 4, 6, 8], [2, 4, 6, 8]]
+    chex.assert_trees_all_close(stored[0][8], stored[1][8], rtol=1e-7, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import numpy as np
 from score_st import config
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import checkpoints
+from score_st.training import checkpoints, weights
 from support.commands import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -67,3 +67,12 @@ def final_state(workdir: Path) -> tuple[Any, int]:
     model = DiffusionModel.from_config(settings)
     restored = checkpoints.open_for_reading(workdir, settings, model, sharding.mesh())
     return jax.tree.map(np.asarray, (restored.params, restored.ema, restored.opt_state)), int(restored.step)
+
+
+def stored_averages(workdir: Path) -> dict[int, Any]:
+    """The averages that training has stored, by step."""
+    with checkpoints.manager(workdir, read_only=True, folder=weights.FOLDER) as opened:
+        shape = DiffusionModel.from_config(config.from_workdir(workdir)).abstract_params
+        target = checkpoints.placed({"0.05": shape, "0.1": shape}, sharding.mesh())
+        read = lambda step: jax.tree.map(np.asarray, checkpoints.read_item(opened, step, target))
+        return {step: read(step) for step in sorted(opened.all_steps())}

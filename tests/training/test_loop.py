@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.commands import SMALL, overrides, tiny
-from support.processes import ended, final_state, start
+from support.processes import ended, final_state, start, stored_averages
 
 from score_st import eval as eval_command
 from score_st import report, sample, train
@@ -28,6 +28,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     """A run killed (SIGKILL) after its first checkpoint and started again, against one in one go."""
     uninterrupted, cut = tmp_path / "uninterrupted", tmp_path / "cut"
     options = ["--config", SMALL, *overrides(training__n_iters=40, training__log_freq=10, training__eval_freq=20)]
+    options.append("--config.training.averages=10")
     code = "import jax, sys; from score_st import train; from score_st.runtime import sharding; "
     code += "train.main(sys.argv[1:], sharding.mesh(devices=jax.devices()[:1]))"
     process = start(os.environ, sys.executable, "-c", code, *options, "--workdir", cut)
@@ -40,6 +41,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     (first, step), (second, _) = (final_state(path) for path in (uninterrupted, cut))
     assert step == 40
     chex.assert_trees_all_equal(first, second)
+    stored = [stored_averages(path) for path in (uninterrupted, cut)]
+    assert list(stored[0]) == [4 * i for i in range(1, 11)]
+    chex.assert_trees_all_equal(*stored)
     logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (uninterrupted, cut)]
     steps = [{line["step"] for line in log} for log in logs]
     assert steps[0] == {1, 10, 20, 30, 40} and steps[0] <= steps[1]  # where it resumed, there is a line more
@@ -183,3 +187,7 @@ def test_programs_are_kept_for_the_next_start(tmp_path):
 )
 def test_programs_of_several_steps_end_where_something_is_due(several, expected):
     assert list(loop.dispatches(7, 16, several, [10, 100])) == expected
+
+
+def test_programs_of_several_steps_end_where_averages_are_stored():
+    assert list(loop.dispatches(0, 20, 4, [100], marks=(6, 12, 20))) == [4, 1, 1, 4, 1, 1, 4, 4]
