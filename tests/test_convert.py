@@ -71,7 +71,7 @@ def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
     settings |= dict(training__snapshot_sampling=False, sampling__method="pc", model__num_scales=3)
     common = [
         "--config",
-        str(commands.ROOT / commands.DIGITS),
+        str(commands.ROOT / commands.OFFICIAL_DIGITS),
         *commands.overrides(**settings),
         "--workdir",
         str(workdir),

@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.commands import DIGITS, refused
+from support.commands import DIGITS, OFFICIAL_DIGITS, refused
 
 import score_st
 from score_st import config, train
+from score_st import eval as evaluate
 
 FIXTURE = Path(__file__).parent / "fixtures/workdir_before.zip"
 SETTINGS = {"model.nf": "8", "model.ch_mult": "(1,)", "model.num_res_blocks": "1", "model.attention": "False"}
@@ -29,7 +30,13 @@ def workdir(tmp_path):
 
 def arguments(workdir, **changes):
     settings = SETTINGS | changes
-    return ["--config", DIGITS, "--workdir", str(workdir), *(f"--config.{key}={v}" for key, v in settings.items())]
+    return [
+        "--config",
+        OFFICIAL_DIGITS,
+        "--workdir",
+        str(workdir),
+        *(f"--config.{key}={v}" for key, v in settings.items()),
+    ]
 
 
 def test_scores_and_samples(workdir):
@@ -48,7 +55,7 @@ def test_training_resumes(workdir, one_device):
     expected = [json.loads(line) for line in (workdir / "expected.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line, old in zip(lines[2:], expected, strict=True):
-        assert list(line) == list(old)
+        assert list(line) == [*old, "eval_nelbo"]
         for key in ("loss", "gradient_norm", "tau", "eval_loss"):
             assert line[key] == pytest.approx(old[key], rel=1e-5)
 
@@ -59,3 +66,11 @@ def test_a_key_that_it_lacks_counts_as_its_default(workdir, capsys):
     assert {"training.time_sampler", "training.weighting", "model.parametrization"} <= new
     error = refused(capsys, train.main, arguments(workdir, **{"training.time_sampler": "uniform"}))
     assert "training.time_sampler='' (not 'uniform')" in error
+
+
+def test_it_is_not_evaluated_as_a_preconditioned_network(workdir, capsys):
+    """The digits' own configuration has another form of the network than runs from before it had."""
+    argv = [DIGITS if word == OFFICIAL_DIGITS else word for word in arguments(workdir)]
+    error = refused(capsys, evaluate.main, argv)
+    assert "was made with model.data_mean=0.0 (not -0.3663), model.data_std=0.5 (not 0.7086)" in error
+    assert "model.parametrization='' (not 'edm')" in error

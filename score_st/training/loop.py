@@ -169,7 +169,7 @@ def resume(manager: Any, step_config: TrainStepConfig, key: Key[Array, ""]) -> T
     return create(jax.random.fold_in(key, 2**31 - 1))
 
 
-def place(mesh: Mesh, batch: UInt8[Array, "..."], axis: int = 0) -> UInt8[Array, "..."]:
+def place(mesh: Mesh, batch: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
     """Shards a batch, of which every process has its part, along `axis` over the mesh."""
     return jax.make_array_from_process_local_data(sharding.sharded(mesh, axis), batch)
 
@@ -199,31 +199,43 @@ def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainSta
     return steps
 
 
-def compiled_eval(step_config: TrainStepConfig, stream: pipeline.Stream) -> Callable[..., float]:
-    """Returns a function of a state, a step and a key: the loss of the averaged weights on that step's batch."""
-    mesh, loss = step_config.mesh, stepping.jitted_eval_loss(step_config)
-    return lambda current, step, key: float(loss(current.ema, place(mesh, stream.batch(step)), key))
+def compiled_nelbo(config: ConfigDict, mesh: Mesh, bound: Callable, images: Images) -> Callable[[Any], float]:
+    """Returns a function of weights: their NELBO in bits/dim on training.eval_images held-out images.
 
+    Images, times and noise are the same at each call and whatever the seed of the run, so that runs with different
+    losses can be compared while they train. The times are stratified.
 
-def compiled_nelbo(config: ConfigDict, step_config: TrainStepConfig, stream: pipeline.Stream) -> Callable[..., float]:
-    """Returns a function of a state: the NELBO of the averaged weights in bits/dim, on training.eval_images images.
-
-    Images, times and noise are the same at each call and for each run with this seed, so that runs with different
-    losses can be compared while they train. The times are evenly spread.
+    Args:
+      config: of the run.
+      mesh: of the train step.
+      bound: `step.jitted_nelbo`.
+      images: those of "test".
     """
-    size, mesh = config.training.batch_size, step_config.mesh
-    count = -(-config.training.eval_images // size)
-    bound, keys = stepping.jitted_nelbo(step_config), [jax.random.key(i) for i in range(count)]
-    u = np.asarray(time_sampling.stratified(jax.random.key(config.seed), (count * size,)), np.float32)
-    share = size // jax.process_count()
-    first = jax.process_index() * share
-    rows = [u[i * size + first : i * size + first + share] for i in range(count)]
+    size, part, parts = config.training.batch_size, jax.process_index(), jax.process_count()
+    stream = pipeline.Stream(images, size, 0, part, parts)
+    keys = jax.random.split(jax.random.key(0), -(-config.training.eval_images // size))
+    u = np.asarray(time_sampling.stratified(jax.random.key(1), (len(keys) * size,))).reshape(len(keys), parts, -1)
 
-    def mean(current: TrainState) -> float:
-        parts = ((place(mesh, stream.batch(i)), place(mesh, rows[i]), keys[i]) for i in range(count))
-        return float(np.mean([bound(current.ema, *part) for part in parts]))
+    def mean(params: Any) -> float:
+        batches = ((place(mesh, stream.batch(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))
+        return float(np.mean([bound(params, *batch) for batch in batches]))
 
     return mean
+
+
+def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Images) -> Callable[..., dict[str, float]]:
+    """Returns a function of a state, a step and a key: what the log has of the averaged weights on held-out images.
+
+    `eval_loss` is the loss on the step's batch, and `eval_nelbo` that of `compiled_nelbo`.
+    """
+    mesh, loss, batches = step_config.mesh, stepping.jitted_eval_loss(step_config), stream(config, images)
+    nelbo = compiled_nelbo(config, mesh, stepping.jitted_nelbo(step_config), images)
+
+    def figures(current: TrainState, step: int, key: Key[Array, ""]) -> dict[str, float]:
+        result = {"eval_loss": float(loss(current.ema, place(mesh, batches.batch(step)), key))}
+        return result | ({"eval_nelbo": nelbo(current.ema)} if config.training.eval_images else {})
+
+    return figures
 
 
 def fit(
@@ -245,8 +257,7 @@ def fit(
     current = resume(manager, step_config, key)
     start = step = int(current.step)
     store = weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
-    steps, eval_loss = compiled_steps(step_config), compiled_eval(step_config, stream(config, images["test"]))
-    eval_nelbo = compiled_nelbo(config, step_config, stream(config, images["test"]))
+    steps, held_out = compiled_steps(step_config), compiled_eval(config, step_config, images["test"])
     log, means = Log(workdir, start, stop), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
@@ -263,9 +274,7 @@ def fit(
 
         # a line of the log
         if first or due(training.log_freq):
-            extra = {"eval_loss": eval_loss(current, step, key)} if due(training.eval_freq) else {}
-            if extra and training.eval_images:
-                extra["eval_nelbo"] = eval_nelbo(current)
+            extra = held_out(current, step, key) if due(training.eval_freq) else {}
             log.train(step, means.compute(), batches.waited(), **extra)
             check_finite(step, metrics["loss"], store.wait)
             means = Means.empty()

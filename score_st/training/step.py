@@ -292,6 +292,8 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
     for key, value in (("optim.num_micro_batch", micro), ("training.n_jitted_steps", training.n_jitted_steps)):
         if value < 1:
             raise ConfigError(f"config.{key}={value}: should be 1 or more")
+    if training.eval_images < 0:
+        raise ConfigError(f"config.training.eval_images={training.eval_images}: should be 0 or more")
     groups = training.tau_groups or mesh.shape["data"]
     local_groups = max(groups // devices, 1)
     loss = losses.from_config(config, model.sde, local_groups)

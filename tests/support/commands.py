@@ -12,6 +12,7 @@ from score_st.runtime import cli
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+OFFICIAL_DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st_official.py"
 SMALL = str(ROOT / "tests/support/small.py")
 TINY = {
     "model.nf": "8",
@@ -23,7 +24,9 @@ TINY = {
 
 
 def tiny(**more):
-    return config.load(ROOT / DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in more.items()})
+    return config.load(
+        ROOT / OFFICIAL_DIGITS, TINY | {key.replace("__", "."): str(value) for key, value in more.items()}
+    )
 
 
 def run(*arguments, **options):

@@ -3,7 +3,7 @@
 The time conditioning is unbounded, so this is U-DDPM++; `--config.training.unbounded_parametrization=False` makes
 it DDPM++.
 
-Command:   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st_official.py --workdir runs/digits_official
+Command:   python -m score_st.train --config configs/vp/DIGITS/ddpmpp_nll_st_official.py --workdir runs/official
 Hardware:  2 CPU cores
 Published: nothing; docs/results.md has what is measured here
 """
