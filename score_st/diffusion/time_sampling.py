@@ -19,6 +19,7 @@ from score_st.diffusion.truncation import TruncationPrior
 from score_st.diffusion.weighting import Weighting
 
 Times = Float[Array, " B"]
+FLOAT32_TAIL = 12.0  # a standard normal has a density and a mass in float32 up to here
 
 
 @runtime_checkable
@@ -128,7 +129,8 @@ class Lognormal:
         # masses below and above t: only the smaller one has all of its digits, so that t close to T needs the upper
         below, above = ndtr(last) - ndtr(first), ndtr(-first) - ndtr(-last)
         lower, upper = ndtr(first) + u * below, ndtr(-last) + (1 - u) * above
-        x = jnp.clip(jnp.where(upper < 0.5, -ndtri(upper), ndtri(lower)), first, last)
+        x = jnp.where(upper < 0.5, -ndtri(upper), ndtri(lower))
+        x = jnp.clip(x, jnp.maximum(first, -FLOAT32_TAIL), last)  # u = 0 would give a time without a density
         return jnp.clip(sde.time(-2 * (mean + std * x)), tau, sde.T), jnp.where(first > 0, above, below)
 
 
@@ -199,10 +201,10 @@ def stratified(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*sh
 def _lognormal(config) -> Lognormal:
     density, sde = weighting.lognormal_from_config(config), sdes.from_config(config)
     distance = abs(-0.5 * float(sde.logsnr(jnp.float32(sde.T))) - density.mean)
-    if distance > 12 * density.std:  # in float32 no mass would be left near T
+    if distance > FLOAT32_TAIL * density.std:  # no mass would be left near T
         raise ConfigError(
             f"config.training.lognormal_std={density.std}: ln(σ/α) at T is {distance:.2f} from its mean; "
-            f"should be at least {distance / 12:.2f}"
+            f"should be at least {distance / FLOAT32_TAIL:.2f}"
         )
     return Lognormal(density)
 

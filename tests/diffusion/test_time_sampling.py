@@ -197,6 +197,10 @@ def test_lognormal_times_that_float32_has_not():
     u = (jnp.arange(1000) + 0.5) / 1000
     t, weight = time_sampling.from_config(c, vp)(vp, jnp.full_like(u, 0.99), u)
     assert len(np.unique(t)) > 900 and np.all(weight > 0)
+    c, subvp = settings(sde="subvpsde", time_sampler="lognormal", weighting="edm", lognormal_std=0.6)
+    loss, u = losses.from_config(c, subvp, 1), jnp.array([0.0, 0.5])  # ε is 20 standard deviations away
+    t, weight = loss.time_sampler(subvp, jnp.full(2, 1e-5), u)
+    assert np.all(weight * loss.weighting(subvp, t) / loss.time_sampler.natural(subvp, t) > 0.99)
 
 
 def test_softened_is_refused_where_it_means_nothing():
