@@ -24,7 +24,7 @@ from score_st.diffusion import guidance, likelihood, probability_flow, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
-from score_st.model import DiffusionModel
+from score_st.model import CombinedModel, DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import checkpoints
 
@@ -170,6 +170,34 @@ class Model:
     def decode(self, z: Float[Array, "B H W C"], scaled: bool = False) -> Images:
         """Returns the images of latents."""
         return _check_finite(*_decode(self, jnp.asarray(z), scaled))
+
+    def guided_by(self, guide: "Model", weight: float) -> "Model":
+        """Returns the model with the score s_guide + weight (s - s_guide): autoguidance, see `guidance.Autoguidance`.
+
+        Its `params` are the pair of both models' weights; settings and step are those of this one.
+
+        Args:
+          guide: a worse version: of fewer steps, or smaller.
+          weight: 1 is this model itself.
+
+        Raises:
+          ConfigError: SDE, image shape or scaling differ.
+        """
+        return self if weight == 1 else self._with(guide, guidance.Autoguidance(weight))
+
+    def with_expert(self, expert: "Model", below: float) -> "Model":
+        """Returns the model whose score is that of `expert` where σ/α <= `below`, see `guidance.Experts`.
+
+        Its `params` are the pair of both models' weights; settings and step are those of this one.
+
+        Raises:
+          ConfigError: SDE, image shape or scaling differ, or there is no such noise level.
+        """
+        return self._with(expert, guidance.Experts(below))
+
+    def _with(self, other: "Model", combination: guidance.Combination) -> "Model":
+        both = CombinedModel.of(self.diffusion_model, other.diffusion_model, combination)
+        return dataclasses.replace(self, params=(self.params, other.params), custom=both)
 
     def _sampler(self, sampler: str | Sampler | None, steps: int | None) -> Sampler:
         if sampler is None or isinstance(sampler, str):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
-from score_st.training import checkpoints
 
 EXAMPLES = """\
   python -m score_st.edit --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --task inpaint
@@ -33,6 +33,7 @@ def parser() -> cli.Parser:
     option("--num", type=int, default=8, help="how many test images (default 8)")
     option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png)")
     generation.add_options(parser)
+    weights.add_options(parser)
     return parser
 
 
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--task colourise: {config.data.dataset} has {config.data.num_channels} channels, not 3")
     model = DiffusionModel.from_config(config)
     images = pipeline.load(config, "test")[: arguments.num]
-    params = checkpoints.open_for_reading(arguments.workdir, config, model, mesh, arguments.step).ema
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    model, params = chosen.model, chosen.params
     x = model.scaler.forward(jnp.asarray(images), jnp.full(images.shape, 0.5))
     if task == "interpolate":
         rows = editing.interpolate(config, model, params, x)

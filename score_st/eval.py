@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
-from score_st.training import checkpoints
 
 EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -28,6 +28,7 @@ def parser() -> cli.Parser:
     parser = cli.parser("eval", "Bits/dim of a checkpoint's EMA weights.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
+    weights.add_options(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
     return parser
 
@@ -45,9 +46,10 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
         model = DiffusionModel.from_config(config)
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
-        restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
-        step, show = int(restored.step), tables.show_bits_per_dim
-        result = bits_per_dim.evaluate(config, model, restored.ema, step, images, workdir, mesh, show)
+        chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim
+        result = bits_per_dim.evaluate(
+            config, chosen.model, chosen.params, chosen.about["step"], images, workdir, mesh, show, chosen.about
+        )
     page.refresh_existing(workdir)
     return result
 

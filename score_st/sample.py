@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.config import ConfigError
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints
 
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
@@ -34,6 +34,7 @@ def parser() -> cli.Parser:
     option("--out", type=Path, help="folder for the images (default WORKDIR/samples)")
     option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
     generation.add_options(parser)
+    weights.add_options(parser)
     return parser
 
 
@@ -46,13 +47,13 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--num {arguments.num}: should be 1 or more")
     generation.check(config)
     model = DiffusionModel.from_config(config)
-    restored = checkpoints.open_for_reading(arguments.workdir, config, model, mesh, arguments.step)
-    folder, step = arguments.out or Path(arguments.workdir) / "samples", int(restored.step)
-    settings = {"seed": arguments.seed, "step": step, "weights_crc32": provenance.checksum(restored.ema)}
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    folder, model = arguments.out or Path(arguments.workdir) / "samples", chosen.model
+    settings = {"seed": arguments.seed} | chosen.about
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim_folder(folder, settings)
     start = time.perf_counter()
-    run, generate = generation.runner(config, restored.ema, mesh), generation.generator(config, model, arguments.seed)
+    run, generate = generation.runner(config, chosen.params, mesh), generation.generator(config, model, arguments.seed)
     nfe = generation.write_shards(config, run, generate, arguments.num, folder)
     seconds = time.perf_counter() - start
     frames = None

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.config import ConfigError
+from score_st.diffusion import stages
 from score_st.evaluation import generation, provenance, runner, sample_quality, sampler_sweep, tables
 from score_st.evaluation.extractors import EXTRACTORS, Features
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import checkpoints
 
 EXAMPLES = """\
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
@@ -37,6 +38,7 @@ def parser() -> cli.Parser:
     option("--num", type=int, default=1000, help="images for each point (default 1000)")
     option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     option("--step", type=int, help="the checkpoint's step; the newest by default")
+    weights.add_options(parser)
     option = parser.add_argument_group("samplers").add_argument
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
     option("--nfe", default="10,20,50,100,1000", help="network evaluations (default 10,20,50,100,1000)")
@@ -60,18 +62,24 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     generation.check(config)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
-    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts)
     params, _ = extractor.weights(arguments.weights)
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
-    restored = checkpoints.open_for_reading(workdir, config, model, mesh, arguments.step)
-    about = {"step": int(restored.step), "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    networks = stages.evaluations(chosen.model.score(chosen.params))
+    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, networks=networks)
+    about = {
+        "step": chosen.about["step"],
+        "num": arguments.num,
+        "seed": arguments.seed,
+        "features": arguments.features,
+    }
     about |= {"reference": arguments.reference} if arguments.reference else {}
-    settings = about | {"weights_crc32": provenance.checksum(restored.ema), "sampling": config.sampling.to_dict()}
+    settings = about | chosen.about | {"sampling": config.sampling.to_dict()}
     results = runner.open_results(workdir / "eval/samplers.jsonl", settings)
     figure = "FID" if extractor.name == "inception" else extractor.figure("fid")
     distance = sampler_sweep.distance_to_data(config, features, arguments.reference)
-    sweep = sampler_sweep.Sweep(model, restored.ema, arguments.num, arguments.seed, distance, mesh)
+    sweep = sampler_sweep.Sweep(chosen.model, chosen.params, arguments.num, arguments.seed, distance, mesh)
     points = sweep(variants, results, figure)
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:

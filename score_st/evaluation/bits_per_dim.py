@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ def evaluate(
     workdir: Path,
     mesh: Mesh,
     show: Callable[[dict], None] = lambda result: None,
+    checkpoints: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the weights on all images, with full precision of matrix products on every backend.
 
@@ -150,6 +151,7 @@ def evaluate(
       workdir: where the files go.
       mesh: the devices.
       show: called on one process with the figures, before the curves over t, which may take as long again.
+      checkpoints: what else is written of where the weights come from.
 
     Returns:
       What is in eval/bpd.json.
@@ -159,7 +161,7 @@ def evaluate(
     writes = jax.process_index() == 0
     if writes:
         _warn(evaluation)
-    settings = {"config": config.to_dict(), "step": step, **provenance.software()}
+    settings = {"config": config.to_dict(), "step": step, **provenance.software(), **(checkpoints or {})}
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
         results = runner.open_results(workdir / "eval/bpd.jsonl", settings | sums)
