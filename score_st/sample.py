@@ -20,6 +20,8 @@ EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64 --seed 1 \\
       --sampler dpm_solver_2m --steps 20 --config.sampling.grid=logsnr --out runs/digits/dpm --trajectory
   python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000
+  python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
+      --guide runs/cifar10@100000 --guidance 1.5 --out runs/cifar10/guided
 
 killed and started again, it resumes after the last shard that was written"""
 FRAMES = 40  # of a trajectory

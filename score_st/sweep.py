@@ -62,10 +62,10 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     generation.check(config)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
+    chosen = weights.from_arguments(arguments, config, model, mesh)
     params, _ = extractor.weights(arguments.weights)
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
-    chosen = weights.from_arguments(arguments, config, model, mesh)
     networks = stages.evaluations(chosen.model.score(chosen.params))
     variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, networks=networks)
     about = {
