@@ -177,7 +177,7 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
 
 
 def test_exact_trace():
-    """Without probes: the figure is that of probes which give the trace, and of the same noise; the names of a file."""
+    """Without probes: the figure is that of probes which give the trace, and of the same noise."""
     diffusion = sde.VP(eps=0.005, beta_max=40.0)
     results = [
         jax.jit(toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, **options).nll)(
