@@ -24,9 +24,9 @@ from score_st.diffusion import guidance, likelihood, probability_flow, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
-from score_st.model import DiffusionModel
+from score_st.model import CombinedModel, DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import weights
+from score_st.training import stored_weights
 
 Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
@@ -171,6 +171,34 @@ class Model:
         """Returns the images of latents."""
         return _check_finite(*_decode(self, jnp.asarray(z), scaled))
 
+    def guided_by(self, guide: "Model", weight: float) -> "Model":
+        """Returns the model with the score s_guide + weight (s - s_guide): autoguidance, see `guidance.Autoguidance`.
+
+        Its `params` are the pair of both models' weights; settings and step are those of this one.
+
+        Args:
+          guide: a worse version: of fewer steps, or smaller.
+          weight: 1 is this model itself.
+
+        Raises:
+          ConfigError: SDE, image shape or scaling differ.
+        """
+        return self if weight == 1 else self._with(guide, guidance.Autoguidance(weight))
+
+    def with_expert(self, expert: "Model", below: float) -> "Model":
+        """Returns the model whose score is that of `expert` where σ/α <= `below`, see `guidance.Experts`.
+
+        Its `params` are the pair of both models' weights; settings and step are those of this one.
+
+        Raises:
+          ConfigError: SDE, image shape or scaling differ, or there is no such noise level.
+        """
+        return self._with(expert, guidance.Experts(below))
+
+    def _with(self, other: "Model", combination: guidance.Combination) -> "Model":
+        both = CombinedModel.of(self.diffusion_model, other.diffusion_model, combination)
+        return dataclasses.replace(self, params=(self.params, other.params), custom=both)
+
     def _sampler(self, sampler: str | Sampler | None, steps: int | None) -> Sampler:
         if sampler is None or isinstance(sampler, str):
             return _sampler_from_config(self.config, sampler, steps)
@@ -202,7 +230,7 @@ def load(
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        trained = weights.read(workdir, config, _diffusion_model(frozen), mesh, step, ema)
+        trained = stored_weights.read(workdir, config, _diffusion_model(frozen), mesh, step, ema)
     finally:
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: a computation takes them to the device of x

@@ -96,6 +96,7 @@ EVAL = dict(
     atol=1e-5,  # ours: absolute tolerance of the solver
     hutchinson_type="Rademacher",  # ours: or Gaussian
     n_probes=1,  # ours: Hutchinson probes per image
+    trace="hutchinson",  # ours: of the flow's Jacobian: hutchinson, an estimate, or exact, up to 4,096 dimensions
     solver="Dopri5",  # ours: Dopri5, Tsit5, Dopri8 or Bosh3
     max_steps=4096,  # ours: solver steps per image at most
     dequantization="",  # ours: none, uniform, lossless or truncated_normal; empty: data.dequantization

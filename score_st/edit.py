@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
-from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.edit --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --task inpaint
@@ -31,9 +31,9 @@ def parser() -> cli.Parser:
     tasks = ", ".join(f"{name} ({meaning})" for name, meaning in TASKS.items())
     option("--task", required=True, choices=[*TASKS, *ALIASES], help=f"{tasks}; colorize is colourise")
     option("--num", type=int, default=8, help="how many test images (default 8)")
-    option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png, with --ema in a folder there)")
-    option("--ema", default="ema", metavar="WIDTH", help=weights.HELP)
+    option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png; other weights: a folder there)")
     generation.add_options(parser)
+    weights.add_options(parser)
     return parser
 
 
@@ -51,13 +51,14 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--task colourise: {config.data.dataset} has {config.data.num_channels} channels, not 3")
     model = DiffusionModel.from_config(config)
     images = pipeline.load(config, "test")[: arguments.num]
-    trained = weights.read(arguments.workdir, config, model, mesh, arguments.step, arguments.ema)
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    model, params = chosen.model, chosen.params
     x = model.scaler.forward(jnp.asarray(images), jnp.full(images.shape, 0.5))
     if task == "interpolate":
-        rows = editing.interpolate(config, model, trained.params, x)
+        rows = editing.interpolate(config, model, params, x)
     else:
-        rows = editing.complete(config, model, trained.params, x, arguments.seed, task == "colourise")
-    path = arguments.out or trained.folder(Path(arguments.workdir) / "edit") / f"{task}.png"
+        rows = editing.complete(config, model, params, x, arguments.seed, task == "colourise")
+    path = arguments.out or chosen.folder(Path(arguments.workdir) / "edit") / f"{task}.png"
     pixels = np.asarray(model.scaler.inverse(rows))
     if jax.process_index() == 0:
         image_grid.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, path, columns=pixels.shape[1])

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
-from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
     parser = cli.parser("eval", "Bits/dim of a checkpoint's weights, by default their EMA.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
-    option("--ema", default="ema", metavar="WIDTH", help=weights.HELP)
+    weights.add_options(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
     return parser
 
@@ -48,10 +48,9 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
         model = DiffusionModel.from_config(config)
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
-        trained = weights.read(workdir, config, model, mesh, arguments.step, arguments.ema)
-        folder, show = trained.folder(workdir / "eval"), tables.show_bits_per_dim
-        evaluate = functools.partial(bits_per_dim.evaluate, folder=folder, weights=trained.name)
-        result = evaluate(config, model, trained.params, trained.step, images, workdir, mesh, show)
+        chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim
+        evaluate = functools.partial(bits_per_dim.evaluate, folder=chosen.folder(workdir / "eval"), about=chosen.about)
+        result = evaluate(config, chosen.model, chosen.params, chosen.about["step"], images, workdir, mesh, show)
     page.refresh_existing(workdir)
     return result
 

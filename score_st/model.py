@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from score_st import networks
+from score_st.config import ConfigError
 from score_st.data import preprocessing
-from score_st.diffusion import losses, parametrization, samplers, sde, truncation
+from score_st.diffusion import guidance, losses, parametrization, samplers, sde, truncation
 from score_st.diffusion.parametrization import Parametrization, Score, ScoreModel
 
 
@@ -77,3 +79,58 @@ class DiffusionModel:
     def abstract_params(self) -> dict:
         """The parameters as a tree of ShapeDtypeStructs."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CombinedModel(DiffusionModel):
+    """Two models whose scores are combined; its parameters are the pair of theirs. It is not for training.
+
+    The attributes of `DiffusionModel` are those of the first model.
+
+    Attributes:
+      parts: the two models, which share SDE, image shape and scaling.
+      combination: autoguidance, or experts by noise level.
+    """
+
+    parts: tuple[DiffusionModel, DiffusionModel]
+    combination: guidance.Combination
+
+    @classmethod
+    def of(cls, main: DiffusionModel, other: DiffusionModel, combination: guidance.Combination) -> "CombinedModel":
+        """Combines two models.
+
+        Raises:
+          ConfigError: the models do not fit, or the combination does not fit their SDE.
+        """
+        fields = {field.name: getattr(main, field.name) for field in dataclasses.fields(DiffusionModel)}
+        _check_fit(main, other)
+        any_score = lambda x, t: x
+        combination(main.sde, any_score, any_score)
+        return cls(**fields, parts=(main, other), combination=combination)
+
+    def score_model(self, params, dropout_key=None) -> ScoreModel:
+        """The combined score; there is no network of its own."""
+        scores = (part.score(p, dropout_key) for part, p in zip(self.parts, params, strict=True))
+        return ScoreModel(self.combination(self.sde, *scores))
+
+    def init(self, key) -> Any:
+        """Freshly drawn parameters of both networks."""
+        return tuple(part.init(key) for part in self.parts)
+
+
+def _check_fit(main: DiffusionModel, other: DiffusionModel) -> None:
+    """Raises ConfigError unless SDE, image shape and scaling are the same and `other` knows all times of `main`."""
+    smallest = other.sde.eps
+    diffusion = main.sde if main.sde.eps_is_part_of_the_diffusion else main.sde.with_smallest_time(smallest)
+    for what, first, second in (
+        ("SDE", diffusion, other.sde),
+        ("image shape", main.image_shape, other.image_shape),
+        ("data.centered", main.scaler.centered, other.scaler.centered),
+        ("data.num_levels", main.scaler.num_levels, other.scaler.num_levels),
+    ):
+        if first != second:
+            raise ConfigError(f"two models together: the second has {what} {second}, not {first} as the main one")
+    if smallest > main.sde.eps:
+        raise ConfigError(
+            f"two models together: the second is for times from {smallest:g}, the main one from {main.sde.eps:g}"
+        )

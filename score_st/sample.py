@@ -7,19 +7,21 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from score_st import weights
 from score_st.config import ConfigError
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import weights
 
 EXAMPLES = """\
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64
   python -m score_st.sample --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 64 --seed 1 \\
       --sampler dpm_solver_2m --steps 20 --config.sampling.grid=logsnr --out runs/digits/dpm --trajectory
   python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 --num 50000
+  python -m score_st.sample --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
+      --guide runs/cifar10@100000 --guidance 1.5 --out runs/cifar10/guided
 
 killed and started again, it resumes after the last shard that was written"""
 FRAMES = 40  # of a trajectory
@@ -31,10 +33,10 @@ def parser() -> cli.Parser:
     parser = cli.parser("sample", description, EXAMPLES)
     option = parser.add_argument_group("images").add_argument
     option("--num", type=int, default=64, help="how many images (default 64)")
-    option("--out", type=Path, help="folder for the images (default WORKDIR/samples, with --ema a folder in it)")
+    option("--out", type=Path, help="folder for the images (default WORKDIR/samples; other weights: a folder there)")
     option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
-    option("--ema", default="ema", metavar="WIDTH", help=weights.HELP)
     generation.add_options(parser)
+    weights.add_options(parser)
     return parser
 
 
@@ -47,16 +49,13 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--num {arguments.num}: should be 1 or more")
     generation.check(config)
     model = DiffusionModel.from_config(config)
-    trained = weights.read(arguments.workdir, config, model, mesh, arguments.step, arguments.ema)
-    folder = arguments.out or trained.folder(Path(arguments.workdir) / "samples")
-    settings = {"seed": arguments.seed, "step": trained.step, "weights_crc32": provenance.checksum(trained.params)}
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    folder, model = arguments.out or chosen.folder(Path(arguments.workdir) / "samples"), chosen.model
+    settings = {"seed": arguments.seed} | chosen.about
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim_folder(folder, settings)
     start = time.perf_counter()
-    run, generate = (
-        generation.runner(config, trained.params, mesh),
-        generation.generator(config, model, arguments.seed),
-    )
+    run, generate = generation.runner(config, chosen.params, mesh), generation.generator(config, model, arguments.seed)
     nfe = generation.write_shards(config, run, generate, arguments.num, folder)
     seconds = time.perf_counter() - start
     frames = None
@@ -69,7 +68,6 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     if frames is not None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
-    about |= {"weights": trained.name}
     write_text(folder / "samples.json", json.dumps(about | provenance.software(), indent=1))
     print(f"wrote {folder}: {arguments.num} images, {nfe:.0f} network evaluations each")
 

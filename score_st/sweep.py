@@ -10,14 +10,16 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import weights
 from score_st.config import ConfigError
+from score_st.diffusion import stages
 from score_st.evaluation import generation, provenance, runner, sample_quality, sampler_sweep, tables
 from score_st.evaluation.extractors import EXTRACTORS, Features
 from score_st.model import DiffusionModel
 from score_st.reporting import page
 from score_st.runtime import cli, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import weights
+from score_st.training import stored_weights
 
 EXAMPLES = """\
   python -m score_st.sweep --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --num 500 \\
@@ -44,7 +46,7 @@ def parser() -> cli.Parser:
     option("--num", type=int, default=1000, help="images for each point (default 1000)")
     option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     option("--step", type=int, help="the checkpoint's step; the newest by default")
-    option("--ema", default="ema", metavar="A,B", help=f"{weights.HELP}; several: quality by weights of one sampler")
+    weights.add_options(parser)
     option = parser.add_argument_group("samplers").add_argument
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
     option("--nfe", default="10,20,50,100,1000", help="network evaluations (default 10,20,50,100,1000)")
@@ -57,7 +59,7 @@ def parser() -> cli.Parser:
 
 def over_weights(
     arguments: argparse.Namespace,
-    chosen: Iterable[weights.Weights],
+    chosen: Iterable[stored_weights.Weights],
     sweep: sampler_sweep.Sweep,
     sampler: tuple[tuple[str, float], ConfigDict],
     figure: str,
@@ -99,30 +101,34 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
     names = arguments.ema.split(",")
-    tolerances = sampler_sweep.TOLERANCES if len(names) == 1 else (config.sampling.rtol,)
-    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, tolerances)
-    if len(names) > 1 and len(variants) > 1:
-        raise ConfigError(f"--ema {arguments.ema}: several weights take one sampler, as in --samplers ddim --nfe 20")
-    weights.check(workdir, arguments.step, names)
+    if len(names) > 1 and (arguments.guide or arguments.expert):
+        raise ConfigError(f"--ema {arguments.ema}: several weights take one model; leave out --guide and --expert")
+    weights.check(arguments)
+    stored_weights.check(workdir, arguments.step, names)
     params, _ = extractor.weights(arguments.weights)
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
     figure = "FID" if extractor.name == "inception" else extractor.figure("fid")
     distance = sampler_sweep.distance_to_data(config, features, arguments.reference)
-    read = functools.partial(weights.read, workdir, config, model, mesh, arguments.step)
     sweep = sampler_sweep.Sweep(model, None, arguments.num, arguments.seed, distance, mesh)
     if len(names) > 1:
+        variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, (config.sampling.rtol,))
+        if len(variants) > 1:
+            message = "several weights take one sampler, as in --samplers ddim --nfe 20"
+            raise ConfigError(f"--ema {arguments.ema}: {message}")
+        read = functools.partial(stored_weights.read, workdir, config, model, mesh, arguments.step)
         return over_weights(arguments, map(read, names), sweep, next(iter(variants.items())), figure)
-    trained = read(names[0])
-    about = {"step": trained.step, "num": arguments.num, "seed": arguments.seed, "features": arguments.features}
+    chosen = weights.from_arguments(arguments, config, model, mesh)
+    networks = stages.evaluations(chosen.model.score(chosen.params))
+    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, networks=networks)
+    about = {"num": arguments.num, "seed": arguments.seed, "features": arguments.features} | chosen.about
     about |= {"reference": arguments.reference} if arguments.reference else {}
-    settings = about | {"weights_crc32": provenance.checksum(trained.params), "sampling": config.sampling.to_dict()}
-    folder = trained.folder(workdir / "eval")
+    settings, folder = about | {"sampling": config.sampling.to_dict()}, chosen.folder(workdir / "eval")
     results = runner.open_results(folder / "samplers.jsonl", settings)
-    points = dataclasses.replace(sweep, params=trained.params)(variants, results, figure)
+    points = dataclasses.replace(sweep, model=chosen.model, params=chosen.params)(variants, results, figure)
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:
-        result = {"figure": figure, "samplers": numbers, "weights": trained.name, **settings, **provenance.software()}
+        result = {"figure": figure, "samplers": numbers, **settings, **provenance.software()}
         write_text(folder / "samplers.json", json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples"
         tables.show_sweep(points, title)

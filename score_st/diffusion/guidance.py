@@ -1,9 +1,13 @@
-"""Controllable generation without training: inpainting, coloring, guidance by a classifier (Song et al. 2021).
+"""Guidance without training: inpainting, coloring, classifiers (Song et al. 2021), and two models together.
 
 The known part of the images replaces its part of the state after each step, with the noise of that time (appendix
 I.2); a corrector brings the rest into agreement with it. A predictor alone leaves a bias, so use a corrector.
+
+A combination makes one score function of those of two models. It is called as combination(sde, main, other).
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Float, Int
+from score_st.config import ConfigError
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.samplers import Project
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.stages import Stage, Staged, between, stages
 
 Images = Float[Array, "B H W C"]
 
@@ -70,4 +76,65 @@ def guided(
         log_p = jax.nn.log_softmax(classifier(x, t))
         return jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=1))
 
-    return lambda x, t: score(x, t) + scale * jax.grad(log_probability)(x, t)
+    def one(part: Stage) -> Stage:
+        function = lambda x, t: part.score(x, t) + scale * jax.grad(log_probability)(x, t)
+        return dataclasses.replace(part, score=function)
+
+    return Staged(tuple(map(one, stages(score))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoguidance:
+    """s_guide + w (s_main − s_guide), with a worse version of the main model as the guide (Karras et al. 2024b).
+
+    Attributes:
+      weight: w. 1 is the main model alone, and evaluates nothing else.
+    """
+
+    weight: float
+
+    def __call__(self, sde: SDE, main: Score, guide: Score) -> Score:
+        """The guided score; each of its evaluations is one of both networks."""
+        if self.weight == 1:
+            return main
+
+        def pair(main: Stage, guide: Stage) -> Stage:
+            def score(x: Array, t: Array) -> Array:
+                base = guide.score(x, t)
+                return base + self.weight * (main.score(x, t) - base)
+
+            return Stage(score, main.evaluations + guide.evaluations, guide.start, guide.end)
+
+        return Staged(tuple(pair(a, b) for a in stages(main) for b in between(guide, a.start, a.end)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """One model at large noise and another at small noise, as in table 2 of the paper (Kim et al. 2022).
+
+    Attributes:
+      below: the σ/α at which they change over; there and below it is the second one's turn.
+    """
+
+    below: float
+
+    def time(self, sde: SDE) -> float:
+        """The time of this σ/α.
+
+        Raises:
+          ConfigError: it is not between those of ε and T.
+        """
+        with jax.ensure_compile_time_eval():
+            low, high = (float(jnp.exp(-0.5 * sde.logsnr(jnp.float32(t)))) for t in (sde.eps, sde.T))
+            if not low < self.below < high:
+                limits = f"should lie between {low:.3g} at ε and {high:.3g} at T"
+                raise ConfigError(f"{self.below} as the noise σ/α of an expert: {limits}")
+            return float(sde.time(jnp.float32(-2 * math.log(self.below))))
+
+    def __call__(self, sde: SDE, main: Score, expert: Score) -> Score:
+        """The main model's score above, the expert's below; raises ConfigError as `time` does."""
+        t = self.time(sde)
+        return Staged((*between(main, math.inf, t), *between(expert, t, 0.0)))
+
+
+Combination = Autoguidance | Experts

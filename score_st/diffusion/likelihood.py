@@ -6,17 +6,23 @@ reconstruction term (`losses.reconstruction`) they bound −log p(x_0); many pub
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.lax import erf, erf_inv
 
 from score_st.array_types import Array, Bool, Float, Int
+from score_st.config import ConfigError
 from score_st.diffusion.dims import expand, sum_dims
 from score_st.diffusion.losses import denoising_error
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.probability_flow import Solver, flow
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.stages import stages
+
+MOST_DIMS = 4096  # of an exact trace
+CHUNK = 16  # products of an exact trace that are computed together
 
 Images = Float[Array, "B ..."]
 Values = Float[Array, " B"]
@@ -31,7 +37,7 @@ class NLL:
       prior: −log π(x_T).
       trace: minus the integral of the drift's divergence.
       latent: x_T.
-      evaluations: NFE, each of the drift together with its divergence.
+      evaluations: NFE, each of the drift together with its divergence, by whatever number of products.
       reached: the solver reached T; where it did not, the figures mean nothing.
     """
 
@@ -47,34 +53,73 @@ class NLL:
         return self.prior + self.trace
 
 
-def nll(
-    score: Score, sde: SDE, x: Images, probes: Float[Array, "B m ..."], solver: Solver, lambda_: float = 0.0
-) -> NLL:
-    """Integrates from ε to T with the Hutchinson trace (Grathwohl et al. 2019; Song et al. 2021, appendix D.2).
+def check_exact_trace(dims: int) -> None:
+    """Raises ConfigError if images have too many dimensions for an exact trace."""
+    if dims > MOST_DIMS:
+        raise ConfigError(
+            f"config.eval.trace=exact: takes a product for each of the {dims} dimensions of an image, and at most "
+            f"{MOST_DIMS} are allowed; hutchinson estimates it"
+        )
 
-    The solver's state is the image and the log-determinant in nats per dimension, both to its tolerance.
+
+def divergence(
+    velocity: Callable[[Array], Array], x: Float[Array, "..."], probes: Float[Array, "m ..."] | None
+) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    """The velocity at x and its divergence per dimension, by products of its Jacobian with vectors.
+
+    Args:
+      velocity: x [...] -> [...].
+      x: one image.
+      probes: for Hutchinson's estimate, the mean over the m probes; None for the exact one, with a unit vector for
+        each dimension, CHUNK of them at a time.
+    """
+    push = lambda vector: jax.jvp(velocity, (x,), (vector,))
+    if probes is not None:
+        drift, tangents = jax.vmap(push, out_axes=(None, 0))(probes)
+        return drift, jnp.mean(tangents * probes)
+    check_exact_trace(x.size)
+
+    def diagonal(i: Array) -> Array:
+        unit = jax.nn.one_hot(i, x.size, dtype=x.dtype).reshape(x.shape)
+        return jnp.sum(unit * push(unit)[1])
+
+    return velocity(x), jnp.mean(jax.lax.map(diagonal, jnp.arange(x.size), batch_size=CHUNK))
+
+
+def nll(
+    score: Score, sde: SDE, x: Images, probes: Float[Array, "B m ..."] | None, solver: Solver, lambda_: float = 0.0
+) -> NLL:
+    """Integrates from ε to T, with the trace of the flow's Jacobian along the way.
+
+    The trace is Hutchinson's estimate (Grathwohl et al. 2019; Song et al. 2021, appendix D.2) or exact. The solver's
+    state is the image and the log-determinant in nats per dimension, both to its tolerance. It stops where the score
+    function goes from one stage to the next.
 
     Args:
       score: the score function.
       sde: the diffusion.
       x: where the flow starts: x_ε for a bound on −log p(x_0), or x_0, as in earlier papers.
       probes: with zero mean and unit variance (Rademacher or Gaussian), fixed along the path; the trace is the mean
-        over the m probes.
+        over the m probes. None: the exact trace, which takes a product for each dimension.
       solver: of the ODE.
       lambda_: as in the official code: if not 0, the flow follows the drift of the reverse SDE of λ without its noise,
         and the result is the likelihood of that flow, not of the SDE.
+
+    Raises:
+      ConfigError: the trace is exact, and x has more than MOST_DIMS dimensions.
     """
 
-    def field(logsnr: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
-        velocity = lambda x: flow(score, sde, logsnr[None], x[None], lambda_)[0]
-        push = lambda probe: jax.jvp(velocity, (state[0],), (probe,))
-        drift, tangents = jax.vmap(push, out_axes=(None, 0))(probes)
-        return drift, jnp.mean(tangents * probes)
+    def field(score: Score) -> Callable:
+        def derivative(logsnr: Array, state: tuple[Array, Array], probes: Array | None) -> tuple[Array, Array]:
+            velocity = lambda x: flow(score, sde, logsnr[None], x[None], lambda_)[0]
+            return divergence(velocity, state[0], probes)
 
-    ends = sde.logsnr(jnp.array([sde.eps, sde.T], x.dtype))
-    state = (x, jnp.zeros(x.shape[0], x.dtype))
-    (latent, divergence), evaluations, reached = solver.solve(field, state, ends[0], ends[1], probes)
-    return NLL(-sde.prior.log_density(latent), -math.prod(x.shape[1:]) * divergence, latent, evaluations, reached)
+        return derivative
+
+    first, last = sde.logsnr(jnp.array([sde.eps, sde.T], x.dtype))
+    state, parts = (x, jnp.zeros(x.shape[0], x.dtype)), stages(score)[::-1]
+    (latent, integral), evaluations, reached = solver.solve_in_stages(field, parts, sde, state, first, last, probes)
+    return NLL(-sde.prior.log_density(latent), -math.prod(x.shape[1:]) * integral, latent, evaluations, reached)
 
 
 def truncated_normal(sde: SDE, x: Images, half_bin: float, u: Images) -> tuple[Images, Values]:

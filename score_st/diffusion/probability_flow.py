@@ -1,7 +1,9 @@
 """The probability flow ODE (Song et al. 2021, eq. 13), and the adaptive solver that follows it."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from score_st.config import Table
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.stages import Stage
 
 SOLVERS = Table("eval.solver", {name: name for name in ("Dopri5", "Tsit5", "Dopri8", "Bosh3")})  # classes of diffrax
 
@@ -106,6 +109,47 @@ class Solver:
             return y, evaluations, solution.result == diffrax.RESULTS.successful
 
         return jax.vmap(one)(x, args)
+
+    def solve_in_stages(
+        self,
+        field: Callable[[Score], Callable],
+        parts: Sequence[Stage],
+        sde: SDE,
+        x: Any,
+        start: Float[Array, ""],
+        end: Float[Array, ""],
+        args: Any = None,
+    ) -> tuple[Any, Int[Array, " B"], Bool[Array, " B"]]:
+        """As `solve`, with logSNR as s, one stage after the other: the solver stops where one ends.
+
+        A step across the change from one network to another would be rejected again and again.
+
+        Args:
+          field: score -> the field of `solve`.
+          parts: the stages of a score function, in the order in which the way from `start` to `end` meets them.
+          sde: the diffusion.
+          x: as for `solve`.
+          start: the first logSNR.
+          end: the last logSNR.
+          args: as for `solve`.
+
+        Returns:
+          As `solve`; NFE counts every network.
+        """
+        if len(parts) == 1:
+            x, evaluations, reached = self.solve(field(parts[0].score), x, start, end, args)
+            return x, parts[0].evaluations * evaluations, reached
+        batch = len(jax.tree.leaves(x)[0])
+        nothing = jnp.zeros(batch, jnp.result_type(int)), jnp.ones(batch, bool)
+        evaluations, reached = nothing
+        for part in parts:
+            low = sde.logsnr(jnp.asarray(part.start, start.dtype)) if part.start < math.inf else -math.inf
+            high = sde.logsnr(jnp.asarray(part.end, start.dtype)) if part.end > 0 else math.inf
+            first, last = jnp.clip(start, low, high), jnp.clip(end, low, high)
+            run = functools.partial(self.solve, field(part.score))
+            x, more, there = jax.lax.cond(first == last, lambda x, *_: (x, *nothing), run, x, first, last, args)
+            evaluations, reached = evaluations + part.evaluations * more, reached & there
+        return x, evaluations, reached
 
 
 def from_config(section) -> Solver:

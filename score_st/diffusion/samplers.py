@@ -4,7 +4,10 @@ Image i is a function of its own key alone.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score, denoise
 from score_st.diffusion.predictors import PREDICTORS, Predictor
 from score_st.diffusion.sde import SDE
+from score_st.diffusion.stages import Stage, at, stages
 
 Grid = Callable[[SDE, int], Array]  # (sde, steps) -> times [steps + 1] from T down to ε
 Project = Callable[[Array, Array, Array], Array]  # (x [B, ...], t [B], z like x) -> x; see `guidance`
@@ -55,9 +59,25 @@ def edm_grid(sde: SDE, n: int) -> Float[Array, " steps"]:
     return _ratio_grid(sde, n, 1 / 7)
 
 
+def _staged_times(grid: Grid, sde: SDE, steps: int, parts: Sequence[Stage]) -> tuple[Array, list[Array | int]]:
+    """The times [steps + 1] of a grid that has the end of each stage among them, and the first step of each stage.
+
+    The grid is that of fewer steps, and the ends are added to it. Ends below ε come to lie there.
+    """
+    if len(parts) == 1:
+        return grid(sde, steps), [0, steps]
+    times = grid(sde, steps - len(parts) + 1)
+    ends = [jnp.clip(jnp.asarray(part.end, times.dtype), sde.eps, sde.T) for part in parts[:-1]]
+    times = jnp.sort(jnp.concatenate([times, jnp.stack(ends)]), descending=True)
+    return times, [0, *(jnp.minimum(jnp.sum(times > end), steps) for end in ends), steps]
+
+
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrector:
     """At each time of the grid some corrections, then a prediction to the next (Song et al. 2021, algorithm 1).
+
+    Where the score function goes from one stage to the next is a time of the grid: each step is done by the networks
+    of its stage alone, and a multistep predictor starts afresh. The number of steps stays, but each stage has one.
 
     Attributes:
       predictor: goes from one time to the next; None stays.
@@ -103,48 +123,71 @@ class PredictorCorrector:
         Returns:
           The images and the NFE [B]; with frames > 1 also the states [frames, B, *shape] and their times [frames].
         """
-        times = self.grid(sde, self.steps)
-        corrector: Any = self.corrector
-        corrections = self.corrections if corrector else 0
-
-        def noise(i: Array, j: int) -> Array:
-            draw = lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape)
-            return jax.vmap(draw)(keys)
-
-        def projected(i: Array, j: int, t: Array, x: Array, mean: Array) -> tuple[Array, Array]:
-            if not project:
-                return x, mean
-            z = noise(i, j)
-            return project(x, t, z), project(mean, t, jnp.zeros_like(z))
-
-        def step(i: Array, carry: tuple) -> tuple:
-            x, _, memory = carry
-            mean, (t, s) = x, (jnp.full(len(keys), times[i + j]) for j in (0, 1))
-            for j in range(1, corrections + 1):
-                x, mean = projected(i, corrections + j, t, *corrector(score, sde, x, t, s, noise(i, j)))
-            if self.predictor:
-                x, mean, memory = self.predictor(score, sde, x, t, s, noise(i, 0), memory)
-                x, mean = projected(i, 2 * corrections + 1, s, x, mean)
-            return x, mean, memory
+        parts = stages(score)
+        steps = max(self.steps, len(parts))
+        times, firsts = _staged_times(self.grid, sde, steps, parts)
+        ranges = list(zip(parts, itertools.pairwise(firsts), strict=True))
+        step = functools.partial(self._step, sde, keys, shape, times, project)
 
         def stretch(carry: Any, ends: Any) -> Any:
-            carry = jax.lax.fori_loop(ends[0], ends[1], step, carry)
+            for part, (low, high) in ranges:
+                begin, stop = (jnp.clip(end, low, high) for end in ends)
+                carry = jax.lax.fori_loop(begin, stop, functools.partial(step, part, low), carry)
             return carry, carry[0]
 
         x = jax.vmap(lambda key: sde.prior.sample(key, shape))(keys)
         memory = jnp.zeros_like(x), jnp.zeros(len(keys), x.dtype)
-        stops = jnp.linspace(0, self.steps, frames + 1).round().astype(int)
+        stops = jnp.linspace(0, steps, frames + 1).round().astype(int)
         (x, mean, _), states = jax.lax.scan(stretch, (x, x, memory), (stops[:-1], stops[1:]))
+        networks = [part.evaluations * (high - low) for part, (low, high) in ranges]
+        nfe = sum(networks) * self.evaluations_per_step
         if self.denoise:
-            mean = denoise(score, sde, mean, jnp.full(len(keys), sde.eps))
-        nfe = jnp.full(len(keys), self.steps * self.evaluations_per_step + self.denoise)
-        result = mean if self.denoise else x, nfe
+            last = at(score, sde.eps)
+            mean, nfe = denoise(last.score, sde, mean, jnp.full(len(keys), sde.eps)), nfe + last.evaluations
+        result = mean if self.denoise else x, jnp.full(len(keys), nfe)
         return result if frames == 1 else (*result, states, times[stops[1:]])
+
+    def _step(
+        self,
+        sde: SDE,
+        keys: Keys,
+        shape: tuple[int, ...],
+        times: Array,
+        project: Project | None,
+        part: Stage,
+        low: Array | int,
+        i: Array,
+        carry: tuple,
+    ) -> tuple:
+        """Step i, of a stage that begins with step `low`."""
+        corrector: Any = self.corrector
+        corrections = self.corrections if corrector else 0
+
+        def noise(j: int) -> Array:
+            draw = lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape)
+            return jax.vmap(draw)(keys)
+
+        def projected(j: int, t: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+            if not project:
+                return x, mean
+            z = noise(j)
+            return project(x, t, z), project(mean, t, jnp.zeros_like(z))
+
+        x, _, memory = carry
+        if part.start < math.inf:
+            memory = jax.tree.map(lambda kept: jnp.where(i == low, 0, kept), memory)
+        mean, (t, s) = x, (jnp.full(len(keys), times[i + j]) for j in (0, 1))
+        for j in range(1, corrections + 1):
+            x, mean = projected(corrections + j, t, *corrector(part.score, sde, x, t, s, noise(j)))
+        if self.predictor:
+            x, mean, memory = self.predictor(part.score, sde, x, t, s, noise(0), memory)
+            x, mean = projected(2 * corrections + 1, s, x, mean)
+        return x, mean, memory
 
 
 @dataclasses.dataclass(frozen=True)
 class ODE:
-    """The probability flow from T to ε by the adaptive solver.
+    """The probability flow from T to ε by the adaptive solver, which stops at the end of each stage of the score.
 
     Attributes:
       solver: with its tolerances.
@@ -177,24 +220,27 @@ class ODE:
         stops = jnp.linspace(first, last, frames + 1)
 
         def stretch(x: Any, ends: Any) -> Any:
-            x, evaluations, reached = self._flow(score, sde, x, *ends)
+            x, evaluations, reached = self._flow(stages(score), sde, x, *ends)
             return x, (x, evaluations, reached)
 
         x, (states, evaluations, reached) = jax.lax.scan(stretch, latent, (stops[:-1], stops[1:]))
+        nfe = jnp.sum(evaluations, axis=0)
         if self.denoise:
-            x = denoise(score, sde, x, jnp.full(len(x), sde.eps))
+            last = at(score, sde.eps)
+            x, nfe = denoise(last.score, sde, x, jnp.full(len(x), sde.eps)), nfe + last.evaluations
         x = jnp.where(expand(jnp.all(reached, axis=0), x), x, jnp.nan)
-        result = x, jnp.sum(evaluations, axis=0) + self.denoise
+        result = x, nfe
         return result if frames == 1 else (*result, states, sde.time(stops[1:]))
 
     def encode(self, score: Score, sde: SDE, x: Images) -> tuple[Images, Int[Array, " B"]]:
         """The latents x_T of images x_ε and the NFE; NaN where max_steps ran out."""
-        latent, evaluations, reached = self._flow(score, sde, x, *sde.logsnr(jnp.array([sde.eps, sde.T])))
+        first, last = sde.logsnr(jnp.array([sde.eps, sde.T]))
+        latent, evaluations, reached = self._flow(stages(score)[::-1], sde, x, first, last)
         return jnp.where(expand(reached, x), latent, jnp.nan), evaluations
 
-    def _flow(self, score: Score, sde: SDE, x: Array, start: Array, end: Array) -> tuple[Any, Array, Array]:
-        field = lambda logsnr, x, _: probability_flow.flow(score, sde, logsnr[None], x[None])[0]
-        return self.solver.solve(field, x, start, end)
+    def _flow(self, parts: Sequence[Stage], sde: SDE, x: Array, start: Array, end: Array) -> tuple[Any, Array, Array]:
+        field = lambda score: lambda logsnr, x, _: probability_flow.flow(score, sde, logsnr[None], x[None])[0]
+        return self.solver.solve_in_stages(field, parts, sde, x, start, end)
 
 
 def interpolate(

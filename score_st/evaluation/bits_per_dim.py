@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def evaluate(
     mesh: Mesh,
     show: Callable[[dict], None] = lambda result: None,
     folder: Path | None = None,
-    weights: str = "ema",
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the weights on all images, with full precision of matrix products on every backend.
 
@@ -153,7 +153,7 @@ def evaluate(
       mesh: the devices.
       show: called on one process with the figures, before the curves over t, which may take as long again.
       folder: where the files go, by default eval/ of the workdir.
-      weights: what the weights are, for bpd.json.
+      about: what is written of the weights; by default that they are the EMA.
 
     Returns:
       What is in bpd.json.
@@ -163,15 +163,15 @@ def evaluate(
     writes, folder = jax.process_index() == 0, folder or workdir / "eval"
     if writes:
         _warn(evaluation)
-    settings = {"config": config.to_dict(), "step": step, **provenance.software()}
+    settings = {"config": config.to_dict(), "step": step, **provenance.software(), **(about or {"weights": "ema"})}
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
         results = runner.open_results(folder / "bpd.jsonl", settings | sums)
         run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
-        about = {"weights": weights, "dataset": config.data.dataset, "split": "test", "images": len(images)}
-        about |= {"dequantization": evaluation.model.scaler.dequantization, "num_levels": config.data.num_levels}
-        about |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
-        result = compute(evaluation, run, section) | about | settings
+        data = {"dataset": config.data.dataset, "split": "test", "images": len(images)}
+        data |= {"dequantization": evaluation.model.scaler.dequantization, "num_levels": config.data.num_levels}
+        data |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
+        result = compute(evaluation, run, section) | data | settings
         if writes:
             write_text(folder / "bpd.json", json.dumps(result, indent=1))
             show(result)

@@ -148,7 +148,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
     try:
         if about.exists():
             old = json.loads(about.read_text())["settings"]
-            if changes := differences(old, settings, settings):
+            if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
         elif list(folder.glob("*.npz")):
             raise ConfigError(f"--out {folder}: holds .npz files that are not of this command; name another folder")

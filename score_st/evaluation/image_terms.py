@@ -20,6 +20,16 @@ from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 
 PROBES = Table("eval.hutchinson_type", {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal})
+
+
+def _exact(probe: Callable, dims: int) -> None:
+    likelihood.check_exact_trace(dims)
+
+
+# (an entry of PROBES, dimensions of an image) -> what draws the probes, or None for the exact trace
+TRACES: Table[Callable[[Callable, int], Callable | None]] = Table(
+    "eval.trace", {"hutchinson": lambda probe, dims: probe, "exact": _exact}
+)
 DEQUANTIZATIONS = Table(
     "eval.dequantization",
     {**preprocessing.DEQUANTIZATIONS, "truncated_normal": "with the noise at ε, without training"},
@@ -39,7 +49,7 @@ class Evaluation:
     Attributes:
       model: the diffusion model, with the dequantization of the evaluation.
       solver: integrates the flow.
-      probe: (key, shape) -> a Hutchinson probe.
+      probe: (key, shape) -> a Hutchinson probe; None for the exact trace.
       probes: how many of them for an image.
       log_mass: log mass of the discretized decoder, for lossless figures; None for densities.
       half_bin: half the width of a level for truncated normal dequantization; 0 for any other.
@@ -49,7 +59,7 @@ class Evaluation:
 
     model: DiffusionModel
     solver: probability_flow.Solver
-    probe: Callable
+    probe: Callable | None
     probes: int = 1
     log_mass: Callable | None = None
     half_bin: float = 0.0
@@ -66,12 +76,12 @@ class Evaluation:
         return float(likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless))
 
     def _inputs(self, images: Any, indices: Any, key: Any) -> tuple:
-        """Returns x, two normal draws like x, and the probes [B, m, H, W, C]."""
+        """Returns x, two normal draws like x, and the probes [B, m, H, W, C] or None."""
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 5))(indices)
         shape = images.shape[1:]
         draw = lambda function, k, shape=shape: jax.vmap(lambda key: function(key, shape))(keys[:, k])
         x = self.model.scaler.forward(images, draw(jax.random.uniform, 0))
-        probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype)
+        probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype) if self.probe else None
         return x, draw(jax.random.normal, 1), draw(jax.random.normal, 2), probes
 
     def _flow(self, params: Any, x: Any, probes: Any) -> tuple[dict, dict]:
@@ -237,7 +247,7 @@ def from_config(config: Any, model: DiffusionModel) -> Evaluation:
     return Evaluation(
         dataclasses.replace(model, scaler=scaler),
         probability_flow.from_config(section),
-        PROBES.choose(section.hutchinson_type),
+        TRACES.choose(section.trace)(PROBES.choose(section.hutchinson_type), math.prod(model.image_shape)),
         section.n_probes,
         losses.log_mass_from_config(config) if name in ("lossless", "truncated_normal") else None,
         losses.half_bin(config) if name == "truncated_normal" else 0.0,

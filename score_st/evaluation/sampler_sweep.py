@@ -27,13 +27,14 @@ PICTURES = 4  # images of a point that are kept
 Points = dict[str, list[dict[str, Any]]]
 
 
-def with_evaluations(config: ConfigDict, name: str, nfe: float) -> ConfigDict:
+def with_evaluations(config: ConfigDict, name: str, nfe: float, networks: int = 1) -> ConfigDict:
     """Returns a copy of the configuration for a sampler with about `nfe` network evaluations.
 
     Args:
       config: all settings.
       name: a sampler as --sampler has it, and perhaps @ and a grid.
       nfe: the evaluations, or for the ODE the tolerance.
+      networks: evaluations for one of the score.
     """
     sampler, _, grid = name.partition("@")
     config = copy.deepcopy(config)
@@ -44,7 +45,7 @@ def with_evaluations(config: ConfigDict, name: str, nfe: float) -> ConfigDict:
             config.sampling.update(rtol=nfe, atol=nfe)
     steps = samplers.from_config(generation.with_sampler(config, sampler, None))  # raises for an unknown name
     if isinstance(steps, samplers.PredictorCorrector):
-        generation.with_sampler(config, None, max(round(nfe / max(steps.evaluations_per_step, 1)), 1))
+        generation.with_sampler(config, None, max(round(nfe / max(steps.evaluations_per_step * networks, 1)), 1))
     return config
 
 
@@ -123,11 +124,15 @@ def by_weights(
 
 
 def variants(
-    config: ConfigDict, names: Iterable[str], counts: Iterable[int], tolerances: Iterable[float] = TOLERANCES
+    config: ConfigDict,
+    names: Iterable[str],
+    counts: Iterable[int],
+    tolerances: Iterable[float] = TOLERANCES,
+    networks: int = 1,
 ) -> dict[tuple[str, float], ConfigDict]:
     """Returns the configurations of a sweep by sampler and evaluations, or for the ODE the tolerance."""
     values = {name: tolerances if name == "ode" else counts for name in names}
-    return {(name, nfe): with_evaluations(config, name, nfe) for name in values for nfe in values[name]}
+    return {(name, nfe): with_evaluations(config, name, nfe, networks) for name in values for nfe in values[name]}
 
 
 def distance_to_data(

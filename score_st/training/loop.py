@@ -23,7 +23,7 @@ from score_st.data.images import Images
 from score_st.diffusion import time_sampling
 from score_st.runtime import distributed, progress, sharding
 from score_st.runtime.workdir import write_text
-from score_st.training import averages, checkpoints, weights
+from score_st.training import averages, checkpoints, stored_weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -256,7 +256,7 @@ def fit(
     key, manager = jax.random.key(config.seed), checkpoints.manager(workdir, training.snapshot_freq)
     current = resume(manager, step_config, key)
     start = step = int(current.step)
-    store = weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
+    store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
     steps, held_out = compiled_steps(step_config), compiled_eval(config, step_config, images["test"])
     log, means = Log(workdir, start, stop), Means.empty()
     log.parameters(step_config.abstract_state.params)

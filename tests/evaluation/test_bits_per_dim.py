@@ -176,6 +176,25 @@ def test_probabilities_of_all_values_sum_to_one(dequantization):
     np.testing.assert_allclose(p.sum(), 1, atol=1e-3)
 
 
+def test_exact_trace():
+    """Without probes: the figure is that of probes which give the trace, and of the same noise."""
+    diffusion = sde.VP(eps=0.005, beta_max=40.0)
+    results = [
+        jax.jit(toy(diffusion, lambda params: pairs_score(diffusion), (1, 2, 1), LEVELS, **options).nll)(
+            {}, PAIRS, jnp.arange(len(PAIRS)), jax.random.key(0)
+        )
+        for options in ({}, {"probe": None})
+    ]
+    for name in ("trace", "prior", "reconstruction"):
+        np.testing.assert_allclose(results[1][name], results[0][name], atol=1e-4)
+    exact = {"eval.trace": "exact"}
+    settings = config.load("vp/DIGITS/ddpmpp_nll_st", exact)
+    assert image_terms.from_config(settings, DiffusionModel.from_config(settings)).probe is None
+    large = config.load("vp/DIGITS/ddpmpp_nll_st", exact | {"data.image_size": "80"})
+    with pytest.raises(config.ConfigError, match="eval.trace=exact: .* 6400 dimensions .* at most 4096 are allowed"):
+        image_terms.from_config(large, DiffusionModel.from_config(large))
+
+
 def test_importance_weighted_bound_tightens():
     """Truncated normal dequantization of a continuous model: above the exact mass of the bins, less so with more."""
     diffusion = SDES["vesde"]

@@ -23,6 +23,7 @@ def test_configurations_have_the_evaluations():
     assert (corrected.steps, corrected.corrector, corrected.predictor) == (10, "langevin", "reverse_diffusion")
     assert with_evaluations("heun@edm", 20).grid == "edm" and digits.sampling.grid == "uniform"
     assert with_evaluations("ode", 1e-2).rtol == 1e-2
+    assert sampler_sweep.with_evaluations(digits, "ddim", 20, networks=2).sampling.steps == 10
     with pytest.raises(config.ConfigError, match="unknown 'newton'"):
         with_evaluations("newton", 20)
 

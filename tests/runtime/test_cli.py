@@ -37,6 +37,7 @@ BAD = {
     "--config.eval.solver=Dopri6": "config.eval.solver: unknown 'Dopri6'; choose from Dopri5, Tsit5, Dopri8, Bosh3",
     "--config.eval.dequantization=lossles": "did you mean lossless?",
     "--config.eval.n_probes=0": "config.eval.n_probes=0: should be 1 or more",
+    "--config.eval.trace=exakt": "config.eval.trace: unknown 'exakt'; choose from hutchinson, exact",
     "--config.eval.gradient_images=1": "should be 2 or more, or 0 for none",
     "--config.sampling.predictor=euler_marujama": "did you mean euler_maruyama?",
     "--config.training.tau_groups=3": "training.tau_groups",

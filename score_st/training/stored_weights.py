@@ -78,10 +78,6 @@ class Weights:
     name: str
     width: float | None = None
 
-    def folder(self, parent: Path) -> Path:
-        """Where results of these weights go: `parent` for ema, otherwise a folder in it that has their name."""
-        return parent if self.name == "ema" else parent / self.name
-
 
 def parse(ema: str | float) -> str | float:
     """What --ema says: a width, "raw" or "ema".
