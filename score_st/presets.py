@@ -89,6 +89,7 @@ def laptop(config: ConfigDict) -> ConfigDict:
     config = ddpmpp(config)
     config.training.update(st=True, k=1.0, likelihood_weighting=False, unbounded_parametrization=True)
     config.training.update(batch_size=32, tau_groups=8, snapshot_freq_for_preemption=500, snapshot_sampling=True)
+    config.training.eval_images = 64
     config.sampling.update(batch_size=64, rtol=1e-3, atol=1e-3)
     config.eval.update(gradient_images=8, rtol=3e-4, atol=3e-4)
     config.data.update(num_channels=1, dequantization="uniform", random_flip=False)
