@@ -15,7 +15,7 @@ import numpy as np
 from score_st import config
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
-from score_st.training import checkpoints, weights
+from score_st.training import checkpoints, stored_weights
 from support.commands import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -71,7 +71,7 @@ def final_state(workdir: Path) -> tuple[Any, int]:
 
 def stored_averages(workdir: Path) -> dict[int, Any]:
     """The averages that training has stored, by step."""
-    with checkpoints.manager(workdir, read_only=True, folder=weights.FOLDER) as opened:
+    with checkpoints.manager(workdir, read_only=True, folder=stored_weights.FOLDER) as opened:
         shape = DiffusionModel.from_config(config.from_workdir(workdir)).abstract_params
         target = checkpoints.placed({"0.05": shape, "0.1": shape}, sharding.mesh())
         read = lambda step: jax.tree.map(np.asarray, checkpoints.read_item(opened, step, target))

@@ -8,7 +8,7 @@ import pytest
 
 from score_st.config import ConfigError
 from score_st.runtime import sharding
-from score_st.training import averages, checkpoints, state, weights
+from score_st.training import averages, checkpoints, state, stored_weights
 
 TABLE_WIDTHS = 0.02, 0.03, 0.075, 0.15, 0.20, 0.25
 # relative errors of the profile that least squares leave with n pairs of averages, stored evenly
@@ -98,7 +98,7 @@ def noisy(tmp_path_factory):
         return current, averages.updated(kept, current.params, current.step)
 
     with checkpoints.manager(workdir) as manager:
-        store = weights.Store(workdir, steps, current, manager)
+        store = stored_weights.Store(workdir, steps, current, manager)
         kept = {width: jax.tree.map(jnp.zeros_like, params) for width in ("0.03", "0.075", "0.2")}
         for i, key in enumerate(jax.random.split(jax.random.key(0), stop), 1):
             current, kept = update(current, kept, key)
@@ -111,8 +111,8 @@ def noisy(tmp_path_factory):
 def test_widths_are_those_kept_during_training(noisy, width):
     workdir, current, kept = noisy
     shapes = jax.eval_shape(lambda: current.params)
-    terms = weights.plan(workdir, None, float(width))
-    made = weights.combine(workdir, shapes, sharding.mesh(), terms)
+    terms = stored_weights.plan(workdir, None, float(width))
+    made = stored_weights.combine(workdir, shapes, sharding.mesh(), terms)
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     error, size = (
         np.linalg.norm(flat(made) - flat(kept[width])),
@@ -125,7 +125,7 @@ def test_widths_are_those_kept_during_training(noisy, width):
 def test_a_stored_width_is_read_as_it_is(noisy):
     workdir, current, _ = noisy
     shapes = jax.eval_shape(lambda: current.params)
-    made = weights.combine(workdir, shapes, sharding.mesh(), weights.plan(workdir, None, 0.05))
+    made = stored_weights.combine(workdir, shapes, sharding.mesh(), stored_weights.plan(workdir, None, 0.05))
     jax.tree.map(np.testing.assert_array_equal, made, current.averages["0.05"])
 
 

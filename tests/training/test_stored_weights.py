@@ -140,7 +140,7 @@ def test_commands_keep_the_results_of_each_apart(run, words, one_device):
     sample.main(words(*flags, "--ema", "0.05"), one_device)
     sample.main(words(*flags), one_device)
     manifests = [json.loads((run / f"samples{name}/samples.json").read_text()) for name in ("", "/ema_0.05")]
-    assert [manifest["weights"] for manifest in manifests] == ["ema", "ema_0.05"]
+    assert [manifest["settings"]["weights"] for manifest in manifests] == ["ema", "ema_0.05"]
     crcs = [manifest["settings"]["weights_crc32"] for manifest in manifests]
     assert crcs == [bits["ema"][1], bits["0.05"][1]]
     edit.main(words("--task", "inpaint", "--num", 2, "--steps", 2, "--ema", "raw"), one_device)
