@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = "score_st|docs|tests|configs|launch|colab"
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
+OFFICIAL = "configs/vp/DIGITS/ddpmpp_nll_st_official.py"
 TRAINING, BOUNDED = ROOT / "docs/training.md", {"training.unbounded_parametrization": "False"}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -138,7 +139,7 @@ def test_the_table_of_official_keys():
         )
         for name, *values in choices:
             keys = dict(zip(("importance_sampling", "likelihood_weighting"), values, strict=True), sde=name)
-            settings = config.load(DIGITS, {f"training.{key}": value for key, value in keys.items()} | BOUNDED)
+            settings = config.load(OFFICIAL, {f"training.{key}": value for key, value in keys.items()} | BOUNDED)
             diffusion = sde.from_config(settings)
             assert time_sampling.from_config(settings, diffusion) == time_sampling.TIME_SAMPLERS[sampler](settings)
             assert weighting.from_config(settings, diffusion) == weighting.WEIGHTINGS[weight](settings)
