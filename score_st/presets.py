@@ -108,7 +108,8 @@ def preconditioned(config: ConfigDict, data_mean: float, data_std: float) -> Con
       data_std: its standard deviation.
     """
     config.model.update(parametrization="edm", data_mean=data_mean, data_std=data_std)
-    config.training.update(time_sampler="idode", stratified=True)
+    config.model.time_conditioning = "log_noise_level"
+    config.training.update(time_sampler="idode", stratified=True, unbounded_parametrization=False)
     config.optim.schedule = "cosine"
     return config
 
