@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import DIGITS, refused
+from support.commands import DIGITS, OFFICIAL_DIGITS, refused
 from support.tpu_programs import FakeProgram
 
 from score_st import plan
@@ -58,7 +58,7 @@ def test_search_and_cache(jobs, compiled, tmp_path, capsys):
 def test_images_that_share_a_value_of_the_loss_are_never_split(mixture):
     """8 images a chip are 4 pairs, for 2 or 4 micro-batches."""
     settings = {"training.batch_size": "32", "training.dtype": "bfloat16", "training.remat": "blocks"}
-    smaller = list(planner.smaller_settings(load(DIGITS, settings | mixture), "train", chips=4))
+    smaller = list(planner.smaller_settings(load(OFFICIAL_DIGITS, settings | mixture), "train", chips=4))
     assert smaller[:2] == [({"optim.num_micro_batch": 2}, 1 / 2, 1), ({"optim.num_micro_batch": 4}, 1 / 4, 1)]
     assert smaller[2:] == [({"optim.num_micro_batch": 4, "training.fsdp": 4}, 1 / 4, 4)]
 

@@ -98,6 +98,7 @@ def test_samples(runs, words, one_device, tmp_path):
             sample.main(words("--num", 8, "--out", tmp_path / "guided", *more), one_device)
 
 
+@pytest.mark.slow
 def test_figures(runs, words, one_device):
     """Bits/dim are those of the Python model; both checkpoints are written, and are what a resumed run compares."""
     figures = evaluate.main(words("--guide", runs / "b", "--guidance", 1.5), one_device)
@@ -114,6 +115,7 @@ def test_figures(runs, words, one_device):
     np.testing.assert_allclose(bits.mean(), figures["nll"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pictures(runs, words, one_device, tmp_path):
     more = ("--num", 2, "--config.sampling.rtol=1e-1", "--config.sampling.atol=1e-1", "--out")
     second = ("--guide", runs / "b", "--guidance", 20)

@@ -18,7 +18,8 @@ WIDE, NARROW, C, W = Gaussian(0.0, 0.5), Gaussian(0.0, 0.25), 0.7, 1.7
 DIMS = int(np.prod(SHAPE))
 keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(512))
 x = NARROW.sample(jax.random.key(1), 8)
-each = pytest.mark.parametrize("name", SDES)
+slow = [pytest.param(name, marks=() if name == "vpsde" else pytest.mark.slow) for name in SDES]
+most_slow = pytest.mark.parametrize("name", slow)
 
 
 def experts(diffusion, above=WIDE, below=NARROW):
@@ -63,7 +64,7 @@ def nll(score, diffusion, tolerance):
     return jax.jit(lambda x: likelihood.nll(score, diffusion, x, jnp.ones_like(x)[:, None], solver))(x)
 
 
-@pytest.mark.parametrize("name", ["vpsde", "vesde"])
+@most_slow
 def test_flow_of_autoguidance(name):
     """Its latents and its NLL; NFE counts both networks."""
     diffusion = SDES[name]
@@ -76,7 +77,7 @@ def test_flow_of_autoguidance(name):
     np.testing.assert_array_equal(result.evaluations, 2 * alone.evaluations)
 
 
-@each
+@most_slow
 def test_flow_of_two_experts(name):
     """It is the closed form in pieces, which a solver that does not stop misses, and takes more evaluations for it."""
     diffusion, score = SDES[name], experts(SDES[name])
@@ -109,7 +110,7 @@ def fenced(diffusion):
     return guidance.Experts(C)(diffusion, above, below)
 
 
-@pytest.mark.parametrize("name", ["vpsde", "reciprocal_vesde"])
+@most_slow
 def test_each_network_sees_its_own_times(name):
     """Of samples with their frames, and of latents, which are the closed form."""
     diffusion, score, flow = SDES[name], fenced(SDES[name]), samplers.ODE(Solver(1e-5, 1e-5), denoise=False)
@@ -145,7 +146,7 @@ def test_steps_of_a_predictor(grid, steps):
     np.testing.assert_allclose(drawn, y, rtol=1e-4, atol=1e-5)
 
 
-@each
+@most_slow
 def test_multistep_predictor_starts_afresh(name):
     """DPM-Solver++ keeps its order over the change: four times as exact for twice the steps."""
     diffusion, errors = SDES[name], []
@@ -177,7 +178,7 @@ def test_evaluations_of_predictors():
     assert set(evaluations.tolist()) == {4 * (above + 2 * (11 - above)) + 2}
 
 
-@each
+@most_slow
 def test_time_of_the_change(name):
     """σ/α is c there; what is outside of [ε, T] is refused."""
     diffusion = SDES[name]
@@ -197,7 +198,7 @@ def test_a_weight_of_one_is_the_model():
     assert guidance.Autoguidance(1.0)(SDES["vpsde"], score, NARROW.score(SDES["vpsde"])) is score
 
 
-@each
+@most_slow
 def test_combinations_of_combinations(name):
     """Guided experts, experts of which one is guided, and a guide that changes elsewhere, at many times at once."""
     diffusion, t = SDES[name], jnp.linspace(SDES[name].eps, 1, 41)

@@ -313,10 +313,10 @@ def test_gradient_by_time():
 @pytest.mark.parametrize(
     "changes, names",
     [
-        ({}, {"nll", "nll_from_x0", "nelbo", "nelbo_without_residual"}),
-        ({"eval.from_x0": "False"}, {"nll", "nelbo", "nelbo_without_residual"}),
+        ({"eval.from_x0": "True"}, {"nll", "nll_from_x0", "nelbo", "nelbo_without_residual"}),
+        ({}, {"nll", "nelbo", "nelbo_without_residual"}),
         ({"eval.nll_iter": "0"}, {"nelbo", "nelbo_without_residual"}),
-        ({"eval.nelbo_iter": "0"}, {"nll", "nll_from_x0"}),
+        ({"eval.nelbo_iter": "0"}, {"nll"}),
         ({"eval.residual": "False"}, {"nll_from_x0", "nelbo_without_residual"}),
     ],
 )

@@ -115,7 +115,7 @@ def test_workdirs(capsys, tmp_path):
 def test_names_that_come_with_the_package(capsys, tmp_path, monkeypatch):
     """Each by its name, with or without configs/ and .py, wherever one is; a file of that path comes first."""
     names = {str(path.relative_to(ROOT / "configs"))[:-3]: path for path in (ROOT / "configs").rglob("*.py")}
-    assert config.packaged() == names and len(names) == 54
+    assert config.packaged() == names and len(names) == 57
     monkeypatch.chdir(tmp_path)
     for name in ("vp/DIGITS/ddpmpp_nll_st", "vp/DIGITS/ddpmpp_nll_st.py", "configs/vp/DIGITS/ddpmpp_nll_st.py"):
         assert str(config.find(name)) == DIGITS

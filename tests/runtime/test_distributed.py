@@ -202,7 +202,7 @@ def test_processes_that_differ_name_the_key(environment, tmp_path):
     more = ["--workdir", tmp_path / "run"], ["--workdir", tmp_path / "run", "--config.optim.lr=3e-3"]
     ends = [ended(process) for process in pair(environment, [*TRAIN, DIGITS], more)]
     assert [code for code, _ in ends] == [2, 2] and not (tmp_path / "run").exists()
-    line = f"error: process 1 on {socket.gethostname()} differs from process 0: optim.lr=0.003 (not 0.002)\n"
+    line = f"error: process 1 on {socket.gethostname()} differs from process 0: optim.lr=0.003 (not 0.004)\n"
     assert [output for _, output in ends] == [line, ""]
 
 

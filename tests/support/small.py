@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     """Batches of 16, and nothing but training."""
     config = load("vp/DIGITS/ddpmpp_nll_st").unlock()
     config.model.name = "small"
+    config.optim.schedule = "constant"  # so that tests may prolong a run
     config.training.update(batch_size=16, log_freq=1, snapshot_freq_for_preemption=3, snapshot_sampling=False)
     config.eval.enable_bpd = False
     return config

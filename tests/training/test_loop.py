@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.commands import SMALL, overrides, tiny
+from support.commands import SMALL, overrides, refused, tiny
 from support.processes import ended, final_state, start, stored_averages
 
+from score_st import config, report, sample, train
 from score_st import eval as eval_command
-from score_st import report, sample, train
 from score_st.evaluation import generation, image_terms, runner
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
@@ -77,7 +77,9 @@ def test_means_are_those_of_numpy():
 
 COMPLETE = dict(training__n_iters=300, training__log_freq=100, training__eval_freq=100, training__snapshot_freq=300)
 COMPLETE |= dict(eval__rtol=1e-2, eval__atol=1e-2, sampling__rtol=1e-2, sampling__atol=1e-2, optim__warmup=5)
-COMPLETE |= dict(eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16, eval__from_x0=False)
+COMPLETE |= dict(
+    eval__nll_iter=1, eval__nelbo_iter=2, eval__batch_size=104, sampling__batch_size=16, eval__from_x0=False
+)
 COMPLETE |= dict(eval__enable_bpd=True, training__snapshot_sampling=True)
 
 
@@ -191,3 +193,12 @@ def test_programs_of_several_steps_end_where_something_is_due(several, expected)
 
 def test_programs_of_several_steps_end_where_averages_are_stored():
     assert list(loop.dispatches(0, 20, 4, [100], marks=(6, 12, 20))) == [4, 1, 1, 4, 1, 1, 4, 4]
+
+
+def test_a_run_with_a_decaying_rate_is_not_prolonged(tmp_path, one_device, capsys):
+    """Its rate depends on training.n_iters; one with a constant rate may go on."""
+    settings = config.load(SMALL, {"training.n_iters": "4", "optim.schedule": "cosine"})
+    (tmp_path / "config.json").write_text(config.to_json(settings))
+    argv = ["--config", SMALL, "--workdir", str(tmp_path), "--config.training.n_iters=8"]
+    error = refused(capsys, train.main, [*argv, "--config.optim.schedule=cosine"])
+    assert "was made with training.n_iters=4 (not 8); use that, or another workdir" in error

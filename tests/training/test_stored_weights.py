@@ -199,6 +199,7 @@ def test_averages_do_not_begin_in_the_middle(run, one_device):
 
 
 def test_a_converted_run_has_none():
-    settings = config.load(SMALL, {"training.averages": "64", "model.name": "ncsnpp", "model.parametrization": ""})
+    official = {"model.name": "ncsnpp", "model.parametrization": "", "model.time_conditioning": ""}
+    settings = config.load(SMALL, {"training.averages": "64"} | official)
     with pytest.raises(ConfigError, match="training.averages=64: an official checkpoint has no averages"):
         torch_checkpoint.state_from_torch({}, settings, DiffusionModel.from_config(settings))

@@ -3,7 +3,7 @@
 The time conditioning is unbounded, so this is U-DDPM++. The files are those of Debian's dataset-fashion-mnist, or
 of the original release in --config.data.dir.
 
-Command:   python -m score_st.train --config configs/vp/FASHION_MNIST/ddpmpp_nll_st_official.py --workdir runs/official
+Command:   python -m score_st.train --config configs/vp/FASHION_MNIST/ddpmpp_nll_st_official.py --workdir runs/before
 Hardware:  2 CPU cores
 Published: nothing; measured here (docs/results.md): NLL 2.455, NELBO 2.49 bits/dim on all 10,000 test images
 """
