@@ -30,7 +30,12 @@ def manager(
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=newest, keep_period=keep_period, read_only=read_only, create=not read_only
+        max_to_keep=newest,
+        keep_period=keep_period,
+        read_only=read_only,
+        create=not read_only,
+        # processes wait for each other under names that have the step: two managers may write the same one at once
+        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
     )
     return ocp.CheckpointManager(Path(workdir).absolute() / folder, options=options)
 

@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     config.data.update(dataset="DIGITS", image_size=8, num_levels=17)
     config.model.update(nf=48, ch_mult=(1, 1), attn_resolutions=(4,))
     config.optim.update(lr=2e-3, warmup=100)
-    config.eval.update(enable_bpd=True, batch_size=104, group=13, nll_iter=3, nelbo_iter=10, from_x0=False)
+    config.eval.update(enable_bpd=True, batch_size=104, group=13, nelbo_iter=10, from_x0=False)
     return config
