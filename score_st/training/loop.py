@@ -214,7 +214,8 @@ def compiled_nelbo(config: ConfigDict, mesh: Mesh, bound: Callable, images: Imag
     size, part, parts = config.training.batch_size, jax.process_index(), jax.process_count()
     stream = pipeline.Stream(images, size, 0, part, parts)
     keys = jax.random.split(jax.random.key(0), -(-config.training.eval_images // size))
-    u = np.asarray(time_sampling.stratified(jax.random.key(1), (len(keys) * size,))).reshape(len(keys), parts, -1)
+    u = np.asarray(time_sampling.stratified(jax.random.key(1), (len(keys) * size,)))
+    u = u.reshape(len(keys), parts, size // parts)
 
     def mean(params: Any) -> float:
         batches = ((place(mesh, stream.batch(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))

@@ -22,6 +22,7 @@ from score_st.evaluation import generation, image_terms, runner
 from score_st.model import DiffusionModel
 from score_st.runtime import sharding
 from score_st.training import loop
+from score_st.training import step as stepping
 
 
 def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
@@ -202,3 +203,10 @@ def test_a_run_with_a_decaying_rate_is_not_prolonged(tmp_path, one_device, capsy
     argv = ["--config", SMALL, "--workdir", str(tmp_path), "--config.training.n_iters=8"]
     error = refused(capsys, train.main, [*argv, "--config.optim.schedule=cosine"])
     assert "was made with training.n_iters=4 (not 8); use that, or another workdir" in error
+
+
+def test_without_held_out_images_there_is_no_nelbo(digits, one_device):
+    setup = stepping.from_config(config.load(SMALL, {"training.eval_images": "0"}), one_device)
+    figures = loop.compiled_eval(config.load(SMALL, {"training.eval_images": "0"}), setup, digits[:32])
+    result = figures(jax.jit(setup.create)(jax.random.key(0)), 1, jax.random.key(1))
+    assert set(result) == {"eval_loss"} and np.isfinite(result["eval_loss"])
