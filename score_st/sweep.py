@@ -101,10 +101,19 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
     names = arguments.ema.split(",")
-    if len(names) > 1 and (arguments.guide or arguments.expert):
-        raise ConfigError(f"--ema {arguments.ema}: several weights take one model; leave out --guide and --expert")
-    weights.check(arguments)
-    stored_weights.check(workdir, arguments.step, names)
+    build = functools.partial(sampler_sweep.variants, config, arguments.samplers.split(","), counts)
+    if len(names) > 1:
+        if arguments.guide or arguments.expert:
+            raise ConfigError(f"--ema {arguments.ema}: several weights take one model; leave out --guide and --expert")
+        weights.check(arguments)
+        variants = build((config.sampling.rtol,))
+        if len(variants) > 1:
+            message = "several weights take one sampler, as in --samplers ddim --nfe 20"
+            raise ConfigError(f"--ema {arguments.ema}: {message}")
+        stored_weights.check(workdir, arguments.step, names)
+    else:
+        chosen = weights.from_arguments(arguments, config, model, mesh)
+        variants = build(networks=stages.evaluations(chosen.model.score(chosen.params)))
     params, _ = extractor.weights(arguments.weights)
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
@@ -112,15 +121,8 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     distance = sampler_sweep.distance_to_data(config, features, arguments.reference)
     sweep = sampler_sweep.Sweep(model, None, arguments.num, arguments.seed, distance, mesh)
     if len(names) > 1:
-        variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, (config.sampling.rtol,))
-        if len(variants) > 1:
-            message = "several weights take one sampler, as in --samplers ddim --nfe 20"
-            raise ConfigError(f"--ema {arguments.ema}: {message}")
         read = functools.partial(stored_weights.read, workdir, config, model, mesh, arguments.step)
         return over_weights(arguments, map(read, names), sweep, next(iter(variants.items())), figure)
-    chosen = weights.from_arguments(arguments, config, model, mesh)
-    networks = stages.evaluations(chosen.model.score(chosen.params))
-    variants = sampler_sweep.variants(config, arguments.samplers.split(","), counts, networks=networks)
     about = {"num": arguments.num, "seed": arguments.seed, "features": arguments.features} | chosen.about
     about |= {"reference": arguments.reference} if arguments.reference else {}
     settings, folder = about | {"sampling": config.sampling.to_dict()}, chosen.folder(workdir / "eval")

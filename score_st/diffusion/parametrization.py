@@ -199,13 +199,13 @@ def from_config(config, sde: Diffusion) -> Parametrization:
     """
     training, model = config.training, config.model
     conditioning = model.time_conditioning
-    for key, value in {"ddpm_score": True, "continuous": True}.items():
-        for name in ("parametrization", "time_conditioning"):
-            if model[name] and training[key] != value and (name, key) != ("time_conditioning", "ddpm_score"):
-                raise ConfigError(
-                    f"config.model.{name}={model[name]}: training.{key}={training[key]} asks for another one; "
-                    "leave one of the two at its default"
-                )
+    twins = ("parametrization", "ddpm_score"), ("parametrization", "continuous"), ("time_conditioning", "continuous")
+    for name, key in twins:
+        if model[name] and not training[key]:
+            raise ConfigError(
+                f"config.model.{name}={model[name]}: training.{key}={training[key]} asks for another one; "
+                "leave one of the two at its default"
+            )
     if training.unbounded_parametrization and conditioning not in ("", "unbounded"):
         raise ConfigError(
             f"config.model.time_conditioning={conditioning}: training.unbounded_parametrization=True asks for another "

@@ -210,13 +210,13 @@ def gradient_moments(
       indices: of the images in their split.
       *arguments: t and key.
     """
-    n, total, sum_of_squares = len(images), None, 0.0
+    n, total, norms = len(images), None, []
     for i in range(n):
         gradient, squares = gradient_of(params, images[i : i + 1], indices[i : i + 1], *arguments)
         total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
-        sum_of_squares += float(squares)
+        norms.append(squares)  # on the device, so that no image waits for the one before
     square_of_mean = float(_squares(total)) / n**2
-    variance = (sum_of_squares / n - square_of_mean) * n / (n - 1)
+    variance = (sum(map(float, norms)) / n - square_of_mean) * n / (n - 1)
     return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
 
 

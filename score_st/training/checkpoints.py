@@ -98,7 +98,7 @@ def open_for_reading(
     step = find_step(workdir, step)
     abstract = state.abstract(model, optimizer_from_config(config, model.network))
     with manager(workdir, read_only=True) as opened:
-        return read_item(opened, step, placed(abstract, mesh), partial=True)  # without averages, see `weights`
+        return read_item(opened, step, placed(abstract, mesh), partial=True)  # without averages, see `stored_weights`
 
 
 def find_step(workdir: str | Path, step: int | None) -> int:
