@@ -25,7 +25,7 @@ from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
 from score_st.model import CombinedModel, DiffusionModel
-from score_st.runtime import sharding
+from score_st.runtime import places, sharding
 from score_st.training import stored_weights
 
 Sampler = samplers.ODE | samplers.PredictorCorrector
@@ -215,7 +215,7 @@ def load(
     """Loads the model of a workdir, by default with the EMA weights.
 
     Args:
-      workdir: of a run, as training and conversion write it.
+      workdir: of a run, as training and conversion write it: a folder, gs://… or s3://….
       step: of the checkpoint, or where an average of a width ends; the newest by default.
       settings: values other than those of the workdir's config.json, by dotted key: {"sampling.grid": "logsnr"}.
       mesh: the devices that read the checkpoint; all by default.
@@ -224,13 +224,15 @@ def load(
     Raises:
       ConfigError: there is no run, no such checkpoint or average, or a setting is unknown or changes what the weights
         mean.
+      storage.Unreachable: the bucket does not answer.
     """
-    config = configuration.from_workdir(workdir, settings)
-    frozen, mesh = FrozenConfigDict(config), mesh or sharding.mesh()
-    verbosity = absl.logging.get_verbosity()
+    mesh, verbosity = mesh or sharding.mesh(), absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
-        trained = stored_weights.read(workdir, config, _diffusion_model(frozen), mesh, step, ema)
+        with places.reading(workdir) as local:
+            config = configuration.from_workdir(local, settings)
+            frozen = FrozenConfigDict(config)
+            trained = stored_weights.read(local, config, _diffusion_model(frozen), mesh, step, ema)
     finally:
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: a computation takes them to the device of x

@@ -108,6 +108,7 @@ DATA = dict(
     dir="",  # ours: folder with the files of the dataset
     download=False,  # ours: download missing files into data.dir
     prepared="",  # ours: folder of decoded copies, made by `python -m score_st.data`
+    local_cache="",  # ours: folder for files of data.dir and data.prepared from buckets; empty: ~/.cache/score_st
     memory_gb=4.0,  # ours: decoded images of a split are kept in memory up to this size
     num_threads=2,  # ours: threads that read ahead; the batches do not depend on it
     image_size=32,  # height and width
@@ -167,6 +168,10 @@ OPTIM = dict(
     grad_clip=1.0,  # clips the global norm of the gradient; negative: no clipping
     num_micro_batch=1,  # parts of a device's share, computed one after the other
 )
+STORAGE = dict(
+    patience=900.0,  # ours: seconds to wait for a bucket that does not answer, before exit code 75
+    rescue="",  # ours: folder for a checkpoint that can't reach its bucket; empty: a new temporary one
+)
 SECTIONS = {
     "training": TRAINING,
     "sampling": SAMPLING,
@@ -174,13 +179,14 @@ SECTIONS = {
     "data": DATA,
     "model": MODEL,
     "optim": OPTIM,
+    "storage": STORAGE,
 }
 
 # keys that may change from one run to the next in the same workdir
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared"),
-    *("training.fsdp", "training.remat", "training.n_jitted_steps"),
+    *("training.fsdp", "training.remat", "training.n_jitted_steps", "data.local_cache", "storage."),
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (

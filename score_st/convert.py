@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
@@ -13,7 +12,7 @@ from score_st.config import FREE, ConfigError
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.pytorch import file as torch_file
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, mirror, places, sharding
 from score_st.runtime.workdir import claim_workdir
 from score_st.training import checkpoints, state
 
@@ -39,7 +38,7 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
     """
     path, config = arguments.source, arguments.config
     model = DiffusionModel.from_config(config)
-    if (Path(arguments.workdir) / "checkpoints").exists():
+    if checkpoints.exist(arguments.workdir):
         raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
     content = torch_file.read(path)
     try:
@@ -58,7 +57,8 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
     with checkpoints.manager(workdir) as manager:
         checkpoints.save(manager, sharding.replicate(current, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
-    print(f"wrote {workdir}/checkpoints/{int(current.step)}: {parameters:,} parameters, step {int(current.step)}")
+    step, where = int(current.step), mirror.shown(workdir)
+    print(f"wrote {where}/checkpoints/{step}: {parameters:,} parameters, step {step}")
 
 
 def export_torch(path: str, current: state.TrainState, config: ConfigDict) -> None:
@@ -68,7 +68,7 @@ def export_torch(path: str, current: state.TrainState, config: ConfigDict) -> No
         torch_file.write(path, content)
     except OSError as error:
         raise ConfigError(f"--to {path}: can't be written ({error.strerror}); name another file") from error
-    print(f"wrote {path}: step {int(current.step)}")
+    print(f"wrote {mirror.shown(path)}: step {int(current.step)}")
 
 
 def parser() -> cli.Parser:
@@ -78,23 +78,26 @@ def parser() -> cli.Parser:
     command = cli.parser("convert", description, EXAMPLES, codes)
     files = command.add_argument_group("files")
     direction = files.add_mutually_exclusive_group()
-    direction.add_argument("--from", dest="source", metavar="FILE.pth", help="PyTorch checkpoint to convert")
-    direction.add_argument("--to", metavar="FILE.pth", help="PyTorch checkpoint to write")
+    direction.add_argument(
+        "--from", dest="source", type=places.source, metavar="FILE.pth", help="a PyTorch checkpoint"
+    )
+    direction.add_argument("--to", type=places.file, metavar="FILE.pth", help="PyTorch checkpoint to write")
     files.add_argument("--step", type=int, help="checkpoint of the workdir (default: the newest)")
     option = command.add_argument_group("comparison").add_argument
-    option("--verify", metavar="FILE.npz", help="official outputs to compare with, see docs/convert.md")
+    about = "official outputs to compare with, see docs/convert.md"
+    option("--verify", type=places.source, metavar="FILE.npz", help=about)
     option("--tol", type=float, default=1e-4, help="largest relative error allowed (default: 1e-4)")
     return command
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on a mesh, by default of all devices."""
-    arguments = cli.parse(parser(), argv)
     mesh = mesh or sharding.mesh()
     config = arguments.config
     if not (arguments.source or arguments.to or arguments.verify):
         raise ConfigError("one of --from FILE.pth, --to FILE.pth and --verify FILE.npz is needed")
-    if arguments.to and Path(arguments.to).exists():
+    if arguments.to and mirror.exists(arguments.to):
         raise ConfigError(f"--to {arguments.to}: already exists; name another file")
     golden = torch_checkpoint.read_golden(arguments.verify, config) if arguments.verify else None
     if arguments.source:

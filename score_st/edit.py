@@ -1,6 +1,6 @@
 """`python -m score_st.edit`: test images completed, colored or interpolated, as a picture."""
 
-from pathlib import Path
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from score_st.data import pipeline
 from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, mirror, places, sharding
 
 EXAMPLES = """\
   python -m score_st.edit --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --task inpaint
@@ -31,15 +31,17 @@ def parser() -> cli.Parser:
     tasks = ", ".join(f"{name} ({meaning})" for name, meaning in TASKS.items())
     option("--task", required=True, choices=[*TASKS, *ALIASES], help=f"{tasks}; colorize is colourise")
     option("--num", type=int, default=8, help="how many test images (default 8)")
-    option("--out", type=Path, help="the picture (default WORKDIR/edit/TASK.png; other weights: a folder there)")
+    option(
+        "--out", type=places.file, help="the picture (default WORKDIR/edit/TASK.png; other weights: a folder there)"
+    )
     generation.add_options(parser)
     weights.add_options(parser)
     return parser
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on the devices of a mesh, by default on all."""
-    arguments = cli.parse(parser(), argv)
     task, mesh = ALIASES.get(arguments.task, arguments.task), mesh or sharding.mesh()
     sampler = "ode" if task == "interpolate" else arguments.sampler or "reverse_diffusion+langevin"
     config = generation.with_sampler(arguments.config, sampler, arguments.steps)
@@ -58,11 +60,11 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         rows = editing.interpolate(config, model, params, x)
     else:
         rows = editing.complete(config, model, params, x, arguments.seed, task == "colourise")
-    path = arguments.out or chosen.folder(Path(arguments.workdir) / "edit") / f"{task}.png"
+    path = arguments.out or chosen.folder(arguments.workdir / "edit") / f"{task}.png"
     pixels = np.asarray(model.scaler.inverse(rows))
     if jax.process_index() == 0:
         image_grid.grid(pixels.reshape(-1, *pixels.shape[2:]), config.data.num_levels, path, columns=pixels.shape[1])
-    print(f"wrote {path}: {len(pixels)} rows")
+    print(f"wrote {mirror.shown(path)}: {len(pixels)} rows")
 
 
 if __name__ == "__main__":

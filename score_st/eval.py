@@ -1,8 +1,8 @@
 """`python -m score_st.eval`: bits/dim of a checkpoint on every test image, and the loss as a function of t."""
 
+import argparse
 import functools
 import sys
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -32,13 +32,14 @@ def parser() -> cli.Parser:
     option("--step", type=int, help="the checkpoint's step; the newest by default")
     weights.add_options(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
+    parser.set_defaults(shards=True)
     return parser
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
     """Runs the command on the devices of a mesh, by default on all; returns what is in its JSON file."""
-    arguments = cli.parse(parser(), argv)
-    config, workdir, mesh = arguments.config, Path(arguments.workdir), mesh or sharding.mesh()
+    config, workdir, mesh = arguments.config, arguments.workdir, mesh or sharding.mesh()
     if arguments.metrics:
         if jax.process_index() == 0:
             print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)

@@ -18,7 +18,7 @@ import jax
 
 from score_st.config import ConfigError, load
 from score_st.planning import planner, tpu
-from score_st.runtime import cli
+from score_st.runtime import cli, places, storage
 from score_st.runtime.workdir import write_text
 
 EXAMPLES = """\
@@ -145,8 +145,10 @@ def parser() -> cli.Parser:
         help=f"where plans are kept (default {planner.CACHE})",
     )
     option("--cached", action="store_true", help="skip programs that are not in the cache")
-    option("--out", type=Path, metavar="FILE.json", help="a file for the plans; written again after each of them")
-    option("--table", type=Path, metavar="FILE.md", help="a table with the last plan of each; likewise")
+    option(
+        "--out", type=places.file, metavar="FILE.json", help="a file for the plans; written again after each of them"
+    )
+    option("--table", type=places.file, metavar="FILE.md", help="a table with the last plan of each; likewise")
     return parser
 
 
@@ -160,8 +162,11 @@ def main(argv: list[str] | None = None, jobs: Mapping[str, planner.Lower] = plan
     topologies = [tpu.topology(name) for name in arguments.topology]
     settings = arguments.what, arguments.cache, arguments.cached, jobs
     planners = [planner.Planner(topology, *settings) for topology in topologies]
+    line = " ".join(["python -m score_st.plan", *(argv or sys.argv[1:])])
     try:
-        run(arguments, overrides, planners, " ".join(["python -m score_st.plan", *(argv or sys.argv[1:])]))
+        with places.opened(arguments, storage.PATIENCE, []) as paths:
+            vars(arguments).update(paths)
+            run(arguments, overrides, planners, line)
     except OSError as error:
         raise ConfigError(f"{error.filename}: can't be written ({error.strerror}); name a file that can") from error
 

@@ -1,6 +1,6 @@
 """`python -m score_st.quality`: distances between samples and a reference."""
 
-from pathlib import Path
+import argparse
 
 from jax.sharding import Mesh
 
@@ -24,14 +24,15 @@ def parser() -> cli.Parser:
     description = "Sample quality: FID, KID, Inception score, precision and recall."
     parser = cli.parser("quality", description, EXAMPLES)
     sample_quality.add_options(parser, "sample quality", "fid")
+    parser.set_defaults(shards=True)
     return parser
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> dict:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
     """Runs the command on the devices of a mesh, by default on all; returns what is in eval/quality.json."""
-    arguments = cli.parse(parser(), argv)
     result = sample_quality.from_arguments(arguments, mesh or sharding.mesh(), tables.show_quality)
-    page.refresh_existing(Path(arguments.workdir))
+    page.refresh_existing(arguments.workdir)
     return result
 
 

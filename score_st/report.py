@@ -1,11 +1,12 @@
 """`python -m score_st.report`: report.html of a run, or of several side by side: one file that needs nothing else."""
 
+import argparse
 import json
 from pathlib import Path
 
 from score_st.config import ConfigError
 from score_st.reporting import figures, page
-from score_st.runtime import cli
+from score_st.runtime import cli, mirror, places
 from score_st.runtime.workdir import write_text
 
 EXAMPLES = """\
@@ -20,15 +21,15 @@ def parser() -> cli.Parser:
     parser = cli.documented("report", about, EXAMPLES)
     option = parser.add_argument_group("page").add_argument
     about = "runs; the others are compared with the first"
-    option("--workdir", nargs="+", type=Path, required=True, metavar="DIR", help=about)
+    option("--workdir", nargs="+", type=places.folder, required=True, metavar="DIR", help=about)
     about = "FILE.html (default DIR/report.html), or FILE.png with only the loss over t"
-    option("--out", type=Path, metavar="FILE", help=about)
+    option("--out", type=places.file, metavar="FILE", help=about)
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    arguments = parser().parse_args(argv)
     workdirs, out = arguments.workdir, arguments.out or arguments.workdir[0] / "report.html"
     for workdir in workdirs:
         if not ((workdir / "config.json").is_file() or (workdir / "metrics.jsonl").is_file()):
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             write_text(out, page.render(workdirs))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--out {out}: can't be written ({error}); name a .html or .png file") from error
-    print(f"wrote {out}")
+    print(f"wrote {mirror.shown(out)}")
 
 
 def _loss_by_time(workdir: Path) -> dict:

@@ -1,8 +1,8 @@
 """`python -m score_st.sample`: images from a checkpoint's weights."""
 
+import argparse
 import json
 import time
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from score_st.config import ConfigError
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, mirror, places, sharding
 from score_st.runtime.workdir import write_text
 
 EXAMPLES = """\
@@ -33,16 +33,21 @@ def parser() -> cli.Parser:
     parser = cli.parser("sample", description, EXAMPLES)
     option = parser.add_argument_group("images").add_argument
     option("--num", type=int, default=64, help="how many images (default 64)")
-    option("--out", type=Path, help="folder for the images (default WORKDIR/samples; other weights: a folder there)")
+    option(
+        "--out",
+        type=places.folder,
+        help="folder for the images (default WORKDIR/samples; other weights: a folder there)",
+    )
     option("--trajectory", action="store_true", help="trajectory.gif of the first 16, from noise to image")
     generation.add_options(parser)
     weights.add_options(parser)
+    parser.set_defaults(shards=True)
     return parser
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on the devices of a mesh, by default on all."""
-    arguments = cli.parse(parser(), argv)
     mesh = mesh or sharding.mesh()
     config = generation.with_sampler(arguments.config, arguments.sampler, arguments.steps)
     if arguments.num < 1:
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     generation.check(config)
     model = DiffusionModel.from_config(config)
     chosen = weights.from_arguments(arguments, config, model, mesh)
-    folder, model = arguments.out or chosen.folder(Path(arguments.workdir) / "samples"), chosen.model
+    folder, model = arguments.out or chosen.folder(arguments.workdir / "samples"), chosen.model
     settings = {"seed": arguments.seed} | chosen.about
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim_folder(folder, settings)
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
     write_text(folder / "samples.json", json.dumps(about | provenance.software(), indent=1))
-    print(f"wrote {folder}: {arguments.num} images, {nfe:.0f} network evaluations each")
+    print(f"wrote {mirror.shown(folder)}: {arguments.num} images, {nfe:.0f} network evaluations each")
 
 
 if __name__ == "__main__":

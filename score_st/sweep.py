@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,7 +16,7 @@ from score_st.evaluation import generation, provenance, runner, sample_quality, 
 from score_st.evaluation.extractors import EXTRACTORS, Features
 from score_st.model import DiffusionModel
 from score_st.reporting import page
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, places, sharding
 from score_st.runtime.workdir import write_text
 from score_st.training import stored_weights
 
@@ -53,7 +52,7 @@ def parser() -> cli.Parser:
     option = parser.add_argument_group("distance").add_argument
     option("--features", choices=EXTRACTORS, default="inception", help="default inception")
     option("--reference", type=int, metavar="N", help="training images to compare with, a fixed draw (default all)")
-    option("--weights", metavar="FILE", help="of the features; see score_st.quality")
+    option("--weights", type=places.source, metavar="FILE", help="of the features; see score_st.quality")
     return parser
 
 
@@ -73,7 +72,7 @@ def over_weights(
       sampler: its name and evaluations, and its configuration.
       figure: the distance's name.
     """
-    ((name, nfe), config), folder = sampler, Path(arguments.workdir) / "eval"
+    ((name, nfe), config), folder = sampler, arguments.workdir / "eval"
     settings = {"num": arguments.num, "seed": arguments.seed, "features": arguments.features}
     settings |= {"reference": arguments.reference} if arguments.reference else {}
     settings |= {"sampler": name, "evaluations": nfe, "sampling": config.sampling.to_dict()}
@@ -87,10 +86,10 @@ def over_weights(
         tables.draw_widths(points, figure, title, folder / "widths.png")
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on the devices of a mesh, by default on all."""
-    arguments = cli.parse(parser(), argv)
-    config, workdir, mesh = arguments.config, Path(arguments.workdir), mesh or sharding.mesh()
+    config, workdir, mesh = arguments.config, arguments.workdir, mesh or sharding.mesh()
     try:
         counts = [int(n) for n in arguments.nfe.split(",")]
     except ValueError:
@@ -114,7 +113,7 @@ def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
     else:
         chosen = weights.from_arguments(arguments, config, model, mesh)
         variants = build(networks=stages.evaluations(chosen.model.score(chosen.params)))
-    params, _ = extractor.weights(arguments.weights)
+    params, _ = extractor.weights(arguments.weights and str(arguments.weights))
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)
     figure = "FID" if extractor.name == "inception" else extractor.figure("fid")

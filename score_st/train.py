@@ -1,5 +1,6 @@
 """`python -m score_st.train`: trains with Soft Truncation, evaluates, and resumes when started again."""
 
+import argparse
 import functools
 import shutil
 from collections.abc import Mapping
@@ -105,9 +106,9 @@ def parser() -> cli.Parser:
     return cli.parser("train", "Trains a score model with Soft Truncation.", EXAMPLES, codes)
 
 
-def main(argv: list[str] | None = None, mesh: Mesh | None = None) -> None:
-    """Runs the command with the arguments `argv`, by default those of the process."""
-    arguments = cli.parse(parser(), argv)
+@cli.command(parser)
+def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
+    """Runs the command on the devices of a mesh, by default on all."""
     train(arguments.config, arguments.workdir, arguments.base, mesh)
 
 

@@ -14,6 +14,7 @@ from score_st.config import ConfigError
 from score_st.diffusion import guidance
 from score_st.evaluation import provenance
 from score_st.model import CombinedModel, DiffusionModel
+from score_st.runtime import places
 from score_st.training import checkpoints, stored_weights
 
 # a second model, by its option: the option with its number, and what the number and the two models make
@@ -100,10 +101,11 @@ def _with_second(
     if not (at and number.isdecimal()) or Path(place).exists():
         workdir, number = place, ""
     try:
-        config = configuration.from_workdir(workdir)
-        model = DiffusionModel.from_config(config)
-        both = CombinedModel.of(first.model, model, combination)
-        restored = checkpoints.open_for_reading(workdir, config, model, mesh, int(number) if number else None)
+        with places.reading(workdir) as local:
+            config = configuration.from_workdir(local)
+            model = DiffusionModel.from_config(config)
+            both = CombinedModel.of(first.model, model, combination)
+            restored = checkpoints.open_for_reading(local, config, model, mesh, int(number) if number else None)
     except ConfigError as error:
         raise ConfigError(f"--{name} {place}: {str(error).removeprefix(f'--workdir {workdir}: ')}") from error
     about = {SECOND[name][0]: getattr(arguments, SECOND[name][0]), name: place, f"{name}_step": int(restored.step)}

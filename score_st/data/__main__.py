@@ -1,10 +1,10 @@
 """`python -m score_st.data`: reads a data set once and reports what is in it and how fast it is read."""
 
+import argparse
 import collections
 import json
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -120,14 +120,14 @@ def parser() -> cli.Parser:
     return cli.parser("data", about, EXAMPLES, workdir=".")
 
 
-def main(argv: list[str] | None = None) -> None:
+@cli.command(parser)
+def main(arguments: argparse.Namespace) -> None:
     """Runs the command.
 
     Raises:
       ConfigError: the data set can't be read, or the results can't be written.
     """
-    arguments = cli.parse(parser(), argv)
-    config, out = arguments.config, Path(arguments.workdir) / f"data_{arguments.config.data.dataset}"
+    config, out = arguments.config, arguments.workdir / f"data_{arguments.config.data.dataset}"
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
         images = {split: prepare(config, split, images[split]) for split in images}

@@ -20,7 +20,7 @@ from score_st.data.images import LazyImages
 from score_st.evaluation import distances, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
-from score_st.runtime import sharding
+from score_st.runtime import mirror, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
 LEAST = 10  # images
@@ -69,19 +69,35 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
     option = parser.add_argument_group(title).add_argument
     default = f" (default {metrics})" if metrics else ""
     option("--metrics", default=metrics, metavar="A,B", help=f"some of {','.join(METRICS)}{default}")
-    option("--samples", metavar="FILE", help="an npz, or a folder of them; by default those in the workdir")
-    option("--reference", metavar="FILE", help="npz of images, pool_3 or mu, sigma; by default the training images")
+    option(
+        "--samples",
+        type=places.source,
+        metavar="FILE",
+        help="an npz, or a folder of them; by default those in the workdir",
+    )
+    option(
+        "--reference",
+        type=places.source,
+        metavar="FILE",
+        help="npz of images, pool_3 or mu, sigma; by default the training images",
+    )
     option("--features", choices=EXTRACTORS, default="inception", help="the network (default inception)")
     option("--resize", choices=inception.RESIZINGS, help="by default tf1 for inception, clean for efficientnet-lite0")
-    option("--weights", metavar="FILE", help="of the network; by default SCORE_ST_INCEPTION or the installed ones")
+    option(
+        "--weights",
+        type=places.source,
+        metavar="FILE",
+        help="of the network; by default SCORE_ST_INCEPTION or the installed ones",
+    )
 
 
 def from_arguments(arguments: argparse.Namespace, mesh: Mesh, show: Callable[[dict, int], None]) -> dict:
     """Evaluates what the options of `add_options` ask for; see `evaluate`."""
     extractor, metrics = EXTRACTORS[arguments.features], tuple(arguments.metrics.split(","))
-    paths = arguments.samples, arguments.reference
-    request = Request(metrics, *paths, extractor, arguments.resize, arguments.weights)
-    return evaluate(arguments.config, Path(arguments.workdir), request, mesh, show)
+    paths = arguments.samples, arguments.reference, arguments.weights
+    samples, reference, weights = (None if path is None else str(path) for path in paths)
+    request = Request(metrics, samples, reference, extractor, arguments.resize, weights)
+    return evaluate(arguments.config, arguments.workdir, request, mesh, show)
 
 
 def read(path: str | Path, levels: int) -> dict[str, Any]:
@@ -184,6 +200,7 @@ def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, di
         raise ConfigError(
             f"--reference {name}: features of {len(reference['mean'])} dimensions; should be {dimension}"
         )
+    name = name and mirror.shown(name)
     return f"{name} ({counts[0]} images)" if counts else name, reference
 
 
@@ -265,7 +282,7 @@ def evaluate(
         }
         for name, (value, std) in values.items()
     }
-    sources = {"samples": str(path), "weights": extractor.file, "weights_sha256": digest}
+    sources = {"samples": mirror.shown(path), "weights": extractor.file, "weights_sha256": digest}
     result = {"figures": figures, **sums, **sources, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
         write_text(workdir / "eval/quality.json", json.dumps(result, indent=2) + "\n")

@@ -1,16 +1,21 @@
 """What the commands share: arguments, help, errors as one line, exit codes."""
 
 import argparse
+import contextlib
+import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import absl.logging
 
 from score_st.config import ConfigError, add_entries, changed, flatten, read
 from score_st.runtime import progress
+from score_st.runtime.places import folder
 
-WORKDIR = "folder of checkpoints, logs and results"
+R = TypeVar("R")
+
+WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +76,7 @@ def parser(
     parser = documented(command, description, examples, others | dict(codes or {}))
     option = parser.add_argument_group("run").add_argument
     option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
-    option("--workdir", required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
+    option("--workdir", type=folder, required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
     option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     return parser
 
@@ -97,33 +102,57 @@ def overrides(argv: list[str] | None) -> tuple[dict[str, str], list[str]]:
     return changes, others
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+@contextlib.contextmanager
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[argparse.Namespace]:
     """Parses the arguments of a command, and starts JAX's distributed runtime where there are several processes.
+
+    Options whose type is one of `places` become local paths; what is written to buckets is uploaded at the end.
 
     Args:
       parser: of the command, see `parser`.
       argv: the arguments, by default those of the process.
 
-    Returns:
+    Yields:
       The options. `config` is the configuration with every --config.KEY=VALUE, `base` the file that it comes from and
       the configuration in it.
 
     Raises:
-      ConfigError: see `config.read`, `config.changed` and `distributed.start`.
+      ConfigError: see `config.read`, `config.changed`, `distributed.start` and `places.opened`.
+      storage.Unreachable: see `places.opened`.
     """
     changes, others = overrides(argv)
     arguments = parser.parse_args(others)
-    from score_st.runtime import distributed  # imports JAX, which takes seconds
+    from score_st.runtime import distributed, places, storage  # imports JAX, which takes seconds
 
     progress.quiet = arguments.quiet
-    config = read(arguments.config)
-    base = {"file": arguments.config, "config": config.to_dict()}
-    arguments.config = changed(config, changes)
-    add_entries(config, arguments.workdir)
-    options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
-    distributed.start(flatten(arguments.config) | options)
-    arguments.base = base
-    return arguments
+    config, inputs, patience = None, [], storage.PATIENCE
+    if hasattr(arguments, "config"):
+        config = read(arguments.config)
+        base = {"file": arguments.config, "config": config.to_dict()}
+        arguments.config = changed(config, changes)
+        options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
+        distributed.start(flatten(arguments.config) | options)
+        arguments.base, patience = base, config.storage.patience
+        inputs = [config.data.dir, config.data.prepared]
+    with places.opened(arguments, patience, inputs, getattr(arguments, "shards", False)) as paths:
+        vars(arguments).update(paths)
+        if config is not None:
+            add_entries(config, arguments.workdir)
+        yield arguments
+
+
+def command(parser: Callable[[], argparse.ArgumentParser]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Makes a function of the options, see `parsed`, one of the arguments, by default those of the process."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None, *args: Any, **kwargs: Any) -> R:
+            with parsed(parser(), argv) as arguments:
+                return function(arguments, *args, **kwargs)
+
+        return main
+
+    return decorate
 
 
 def run(main: Callable[[], object]) -> None:
@@ -132,10 +161,12 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        from score_st.runtime import distributed
+        from score_st.runtime import distributed, storage
 
         if isinstance(error, ConfigError):
             distributed.leave(2, f"error: {error}")
+        elif isinstance(error, storage.Unreachable):
+            distributed.leave(storage.UNREACHABLE, f"error: {error}")
         elif isinstance(error, KeyboardInterrupt):
             distributed.leave(130, "")
         elif not distributed.several():

@@ -266,12 +266,12 @@ class Preemption:
     """
 
     LAG = 4
+    GRACE = 10  # seconds
 
     def __init__(self, mesh: Mesh) -> None:
-        """Listens for SIGTERM; `mesh` has the devices of all processes."""
-        self.mesh, self.noticed, self.pending = mesh, False, collections.deque[jax.Array]()
+        """See `listen`; `mesh` has the devices of all processes."""
+        self.mesh, self.noticed, self.pending = mesh, 0.0, collections.deque[jax.Array]()
         self.total = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
-        self.listen()
 
     def listen(self, active: bool = True) -> None:
         """Takes note of SIGTERM from now on; if not `active`, SIGTERM ends the process at once."""
@@ -285,8 +285,12 @@ class Preemption:
             signal.raise_signal(signal.SIGTERM)
 
     def notice(self, *_: Any) -> None:
-        """Notes that SIGTERM has come; a signal handler."""
-        self.noticed = True
+        """Notes that SIGTERM has come, and when; a signal handler."""
+        self.noticed = self.noticed or time.monotonic()
+
+    def is_overdue(self) -> bool:
+        """Whether SIGTERM came so long ago that the program should have ended."""
+        return bool(self.noticed) and time.monotonic() > self.noticed + self.GRACE
 
     def reached(self, wait: bool = False) -> bool:
         """Returns whether to save and stop now, the same on all processes; asked after every dispatch.
@@ -295,8 +299,8 @@ class Preemption:
           wait: whether to wait for the answer as of now, as before something that takes long.
         """
         if not several():
-            return self.noticed
-        flags = np.full(len(self.mesh.local_devices), self.noticed, np.int32)
+            return bool(self.noticed)
+        flags = np.full(len(self.mesh.local_devices), bool(self.noticed), np.int32)
         layout = sharding.sharded(self.mesh)
         self.pending.append(self.total(jax.make_array_from_process_local_data(layout, flags, (self.mesh.size,))))
         if wait:

@@ -1,15 +1,27 @@
-"""Checkpoints in `<workdir>/checkpoints/<step>`, written by Orbax in the background."""
+"""Checkpoints in `<workdir>/checkpoints/<step>`, written by Orbax in the background.
 
+On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes to the workdir's mirror.
+"""
+
+import contextlib
+import functools
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
-from score_st.runtime import sharding
+from score_st.runtime import distributed, mirror, sharding, storage
 from score_st.runtime.workdir import check_same
 from score_st.training import state
 from score_st.training.optimizer import optimizer_from_config
@@ -18,6 +30,22 @@ from score_st.training.state import TrainState
 if TYPE_CHECKING:  # it takes long to import
     import orbax.checkpoint as ocp
 
+FOLDERS = ("checkpoints", "averages")  # those that Orbax writes
+
+
+def root(workdir: str | Path, folder: str = "checkpoints") -> epath.Path:
+    """Returns where Orbax keeps a folder of the workdir: in the bucket for a mirror of gs://, otherwise in it."""
+    url = mirror.url_of(workdir)
+    if url.startswith("gs://"):
+        return epath.Path(storage.join(url, folder))
+    return epath.Path(Path(workdir).absolute() / folder)
+
+
+def exist(workdir: str | Path, folder: str = "checkpoints") -> bool:
+    """Whether the workdir has the folder of checkpoints."""
+    path = root(workdir, folder)
+    return path.is_dir() and any(path.iterdir())
+
 
 def manager(
     workdir: str | Path,
@@ -25,9 +53,15 @@ def manager(
     read_only: bool = False,
     folder: str = "checkpoints",
     newest: int | None = 1,
+    alone: bool = False,
 ) -> "ocp.CheckpointManager":
-    """Returns a manager that keeps the `newest` checkpoints (None: all) and those at multiples of `keep_period`."""
+    """Returns a manager that keeps the `newest` checkpoints (None: all) and those at multiples of `keep_period`.
+
+    With `alone` this process writes without the others.
+    """
     import orbax.checkpoint as ocp
+
+    processes = dict(primary_host=jax.process_index(), active_processes={jax.process_index()}) if alone else {}
 
     options = ocp.CheckpointManagerOptions(
         max_to_keep=newest,
@@ -35,18 +69,187 @@ def manager(
         read_only=read_only,
         create=not read_only,
         # processes wait for each other under names that have the step: two managers may write the same one at once
-        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder, **processes),
     )
-    return ocp.CheckpointManager(Path(workdir).absolute() / folder, options=options)
+    return ocp.CheckpointManager(root(workdir, folder), options=options)
 
 
 def save(manager: "ocp.CheckpointManager", current: TrainState) -> None:
     """Starts to write the state under its step, unless that has a checkpoint already."""
+    save_item(manager, int(current.step), current)
+
+
+def save_item(manager: "ocp.CheckpointManager", step: int, item: Any) -> None:
+    """Starts to write a tree of arrays under a step, unless that is the newest checkpoint already."""
     import orbax.checkpoint as ocp
 
-    step = int(current.step)
     if step != manager.latest_step():
-        manager.save(step, args=ocp.args.StandardSave(current))
+        manager.save(step, args=ocp.args.StandardSave(item))
+
+
+class Saver:
+    """Writes one folder of checkpoints, and tries again what a bucket does not take.
+
+    On a local disk it adds nothing to Orbax. In a bucket, everything that the run has written up to a step is there
+    before its checkpoint counts.
+    """
+
+    def __init__(
+        self, workdir: Path, patience: float, stop: Callable[[], bool], manager: "ocp.CheckpointManager"
+    ) -> None:
+        """See `save` and `wait`.
+
+        Args:
+          workdir: of the run.
+          patience: seconds to wait for a bucket that does not answer.
+          stop: asked while it waits; True: it waits no longer unless the bucket answers.
+          manager: of the folder.
+        """
+        self.manager, self.mirror = manager, mirror.of(workdir)
+        self.patience, self.overdue = patience, stop
+        self.waited = 0.0  # seconds that training waited for storage
+
+    def save(self, step: int, item: Any) -> None:
+        """Starts to write a tree of arrays under a step, once the checkpoint before is written.
+
+        If that failed, this one is written before the method returns.
+
+        Raises:
+          storage.Unreachable: the bucket does not answer.
+          storage.Interrupted: `stop` has returned True.
+        """
+        if self.mirror is None:
+            save_item(self.manager, step, item)
+            return
+        with self._timed():
+            before = self._is_written()
+            self._start(step, item)
+            if not before:
+                self._finish(step, item)
+
+    def wait(self, step: int, item: Any) -> None:
+        """Waits until the newest checkpoint is written; if that fails, writes `item` under `step`. See `save`."""
+        if self.mirror is None:
+            self.manager.wait_until_finished()
+            return
+        with self._timed():
+            self._finish(step, item)
+            self.mirror.flush(self.stop, self.patience)
+
+    def settle(self) -> None:
+        """Waits until what is being written is, or has failed."""
+        if self.mirror is None:
+            self.manager.wait_until_finished()
+        else:
+            self._is_written()
+            self.mirror.flush(self.stop, self.patience)
+
+    def stop(self) -> bool:
+        """Whether to wait no longer."""
+        return self.overdue() and (self.mirror is None or not storage.answers(self.mirror.url))
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that count, in ascending order."""
+        if self.mirror is not None and self.mirror.url.startswith("s3://"):
+            return self.mirror.saved_steps()
+        return sorted(self.manager.all_steps())
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - began
+
+    def _is_written(self) -> bool:
+        """Waits for the checkpoint that is being written; returns whether it was, or there was none."""
+        assert self.mirror
+        try:
+            storage.attempt(self.manager.wait_until_finished, self.patience, self.stop)
+            return True
+        except storage.Interrupted:
+            raise
+        except Exception as error:
+            self._check(error)
+            self.mirror.outage.failed(error)
+            return False
+
+    def _start(self, step: int, item: Any) -> None:
+        assert self.mirror
+        self.mirror.flush(self.stop, self.patience)
+        url, outage = self.mirror.url, self.mirror.outage
+        start = functools.partial(save_item, self.manager, step, item)
+        storage.patiently(url, start, self.patience, self.stop, outage, self._check)
+
+    def _finish(self, step: int, item: Any) -> None:
+        end = time.monotonic() + self.patience
+        for pause in storage.pauses():
+            if self._is_written():
+                return
+            if time.monotonic() + pause > end:
+                assert self.mirror
+                raise storage.Unreachable(f"{self.mirror.url}: takes no checkpoint for {self.patience:.0f} s")
+            storage.wait(pause, self.stop)
+            self._start(step, item)
+
+    def _check(self, error: Exception) -> None:
+        """Raises `Unreachable` where several processes would have to begin again together."""
+        if jax.process_count() > 1:
+            assert self.mirror
+            raise storage.Unreachable(f"{self.mirror.url}: {storage.reason(error)}") from error
+
+
+@contextlib.contextmanager
+def rescuing(folder: str, workdir: Path, saver: Saver, current: TrainState) -> Iterator[None]:
+    """Writes the state elsewhere if it can't be written to its bucket, and ends the program.
+
+    Args:
+      folder: see `rescue`.
+      workdir: see `rescue`.
+      saver: of the state.
+      current: the state.
+
+    Raises:
+      storage.Unreachable: the bucket does not answer. The message has the last step that is saved there.
+      SystemExit: SIGTERM came meanwhile.
+    """
+    try:
+        yield
+    except (storage.Unreachable, storage.Interrupted) as error:
+        steps, where = saver.steps(), mirror.shown(workdir)
+        saved = f"the last checkpoint there is of step {max(steps)}" if steps else "there is no checkpoint yet"
+        try:
+            line = rescue(folder, workdir, current)
+        except OSError as failure:
+            line = f"step {int(current.step)} can't be written to {failure.filename}: {failure.strerror}"
+        cause = str(error) or f"{where}: does not answer"
+        message = "; ".join(filter(None, (cause, saved, line)))
+        if isinstance(error, storage.Interrupted):
+            print(f"error: stopped on SIGTERM, but {message}", file=sys.stderr, flush=True)
+            sys.exit(distributed.STOPPED)
+        raise storage.Unreachable(message) from error
+
+
+def rescue(folder: str, workdir: Path, current: TrainState) -> str:
+    """Writes a checkpoint that did not reach its bucket to a local folder.
+
+    Args:
+      folder: storage.rescue; empty: a new temporary folder.
+      workdir: the mirror of the run, whose other files are copied.
+      current: the state.
+
+    Returns:
+      One line: what to do with it. Empty where this process has only a part of the state.
+    """
+    if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(current)):
+        return ""
+    target = Path(folder or tempfile.mkdtemp(prefix="score_st-rescue-")).absolute()
+    shutil.copytree(workdir, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", *FOLDERS))
+    with manager(target, alone=True) as local:
+        save(local, jax.tree.map(np.asarray, current))
+    command = f"python -m score_st.copy --from {target} --to {mirror.shown(workdir)}"
+    return f"step {int(current.step)} is in {target}; `{command}` uploads it"
 
 
 def restore(
@@ -107,8 +310,9 @@ def find_step(workdir: str | Path, step: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    workdir = Path(workdir)
-    if not (workdir / "checkpoints").is_dir():
+    if step is not None:
+        mirror.bring(workdir, f"checkpoints/{step}")
+    if not exist(workdir):
         raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` writes them")
     with manager(workdir, read_only=True) as opened:
         steps = opened.all_steps()

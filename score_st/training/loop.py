@@ -1,5 +1,6 @@
 """The training loop."""
 
+import functools
 import json
 import math
 import sys
@@ -254,10 +255,12 @@ def fit(
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
-    key, manager = jax.random.key(config.seed), checkpoints.manager(workdir, training.snapshot_freq)
-    current = resume(manager, step_config, key)
+    key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
+    saver = functools.partial(checkpoints.Saver, workdir, config.storage.patience, preemption.is_overdue)
+    checkpoint = saver(checkpoints.manager(workdir, training.snapshot_freq))
+    current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
-    store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
+    store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
     steps, held_out = compiled_steps(step_config), compiled_eval(config, step_config, images["test"])
     log, means = Log(workdir, start, stop), Means.empty()
     log.parameters(step_config.abstract_state.params)
@@ -266,7 +269,7 @@ def fit(
         snapshot(current, log)
 
     batches = Batches(stream(config, images["train"]).batches(start, stop))
-    preemption = distributed.Preemption(step_config.mesh)
+    preemption.listen()
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
     for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
         # one or several updates
@@ -277,23 +280,26 @@ def fit(
         if first or due(training.log_freq):
             extra = held_out(current, step, key) if due(training.eval_freq) else {}
             log.train(step, means.compute(), batches.waited(), **extra)
-            check_finite(step, metrics["loss"], store.wait)
+            check_finite(step, metrics["loss"], checkpoint.settle)
             means = Means.empty()
 
         # a checkpoint
         at_snapshot = due(training.snapshot_freq)
         preempted = preemption.reached(wait=at_snapshot)
-        if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-            check_finite(step, metrics["loss"], store.wait)
-            store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-            checkpoints.save(manager, current)
-        store(step, current)
+        with checkpoints.rescuing(config.storage.rescue, workdir, checkpoint, current):
+            if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
+                check_finite(step, metrics["loss"], checkpoint.settle)
+                store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
+                checkpoint.save(step, current)
+            store(step, current)
+            if at_snapshot or preempted:
+                store.wait()
+                checkpoint.wait(step, current)
         if preempted:
-            stop_preempted(f"step {step}/{stop}", store.wait, preemption)
+            stop_preempted(f"step {step}/{stop}", preemption)
 
         # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
         if at_snapshot:
-            store.wait()
             preemption.pause()
             snapshot(current, log)
             preemption.listen()
@@ -307,9 +313,8 @@ def snapshot_is_done(workdir: Path, step: int) -> bool:
     return path.exists() and path.read_text() == str(step)
 
 
-def stop_preempted(progress: str, wait: Callable[[], None], preemption: distributed.Preemption) -> NoReturn:
-    """Ends the program once `wait` returns, which waits until the last checkpoint has been written."""
-    wait()
+def stop_preempted(progress: str, preemption: distributed.Preemption) -> NoReturn:
+    """Ends the program after the last checkpoint has been written."""
     preemption.listen(False)
     print(f"{progress}  saved and stopped on SIGTERM", flush=True)
     sys.exit(distributed.STOPPED)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,22 @@ NEGLIGIBLE = 1e-7  # coefficients, relative to the precision of float32
 class Store:
     """Writes the averages of a run in the background, one Orbax checkpoint for each stored step."""
 
-    def __init__(self, workdir: Path, steps: Sequence[int], current: TrainState, others: Any) -> None:
+    def __init__(
+        self, workdir: Path, steps: Sequence[int], current: TrainState, saver: Callable[[Any], checkpoints.Saver]
+    ) -> None:
         """Drops what is stored of steps past `current`, which are done again, and stores `current` if it is missing.
 
         Args:
           workdir: of the run.
           steps: at which to store; none: nothing is ever done.
           current: the state that training begins or resumes with.
-          others: the manager of the run's checkpoints, for `wait`.
+          saver: makes the `Saver` of a manager.
         """
-        self.steps, self.others = frozenset(steps), others
+        self.steps, self.latest = frozenset(steps), (0, None)
         if not steps:
             return
         self.manager = checkpoints.manager(workdir, folder=FOLDER, newest=None)
+        self.saver = saver(self.manager)
         past = [step for step in self.manager.all_steps() if step > int(current.step)]
         multihost_utils.sync_global_devices("averages listed")  # no process deletes before all have listed them
         for step in past:
@@ -49,17 +52,18 @@ class Store:
 
     def __call__(self, step: int, current: TrainState) -> None:
         """Starts to write the averages of the state after `step`, if they are to be stored and are not yet."""
-        import orbax.checkpoint as ocp
-
         if step in self.steps and step not in self.manager.all_steps():
             assert isinstance(current, AveragedState)
-            self.manager.save(step, args=ocp.args.StandardSave(current.averages))
+            item = current.averages
+            if self.saver.mirror:  # kept until they are in the bucket; training goes on in the memory of `current`
+                item = jax.tree.map(jnp.copy, item)
+                self.latest = step, item
+            self.saver.save(step, item)
 
     def wait(self) -> None:
-        """Waits until the averages are written, and the last checkpoint."""
+        """Waits until the averages are written."""
         if self.steps:
-            self.manager.wait_until_finished()
-        self.others.wait_until_finished()
+            self.saver.wait(*self.latest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ def plan(workdir: str | Path, step: int | None, width: float) -> dict[int, np.nd
     """
     option = f"--ema {width:g}: {workdir}"
     steps: list[int] = []
-    if (Path(workdir) / FOLDER).is_dir():
+    if checkpoints.exist(workdir, FOLDER):
         with checkpoints.manager(workdir, read_only=True, folder=FOLDER) as opened:
             steps = sorted(opened.all_steps())
     if not steps:

@@ -1,0 +1,188 @@
+"""The paths of a command line, any of which may be in a bucket: tested, then replaced by local ones while it runs."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from score_st.config import ConfigError
+from score_st.runtime import storage
+from score_st.runtime.mirror import Mirror
+
+GRACE = 4.0  # seconds for the last uploads of a command that fails or is interrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A path as it was given.
+
+    Attributes:
+      text: a local path or a URL.
+      kind: "folder" is read and written, "file" is written, "input" is a file or folder that is read.
+    """
+
+    text: str
+    kind: str
+
+    def __str__(self) -> str:
+        """Returns the path as it was given."""
+        return self.text
+
+
+def folder(text: str) -> Place:
+    """The type, for argparse, of a folder that a command reads and writes."""
+    return Place(text, "folder")
+
+
+def file(text: str) -> Place:
+    """The type, for argparse, of a file that a command writes."""
+    return Place(text, "file")
+
+
+def source(text: str) -> Place:
+    """The type, for argparse, of a file or folder that a command reads."""
+    return Place(text, "input")
+
+
+def uploads(path: str) -> bool:
+    """Whether this process uploads a file of a mirror: process 0 everything, the others their profiles."""
+    import jax  # takes seconds, which --help should not
+
+    return jax.process_index() == 0 or path.startswith("profile/")
+
+
+def is_needed(path: str, shards: bool) -> bool:
+    """Whether a command needs a file of its folder: samples, which are large, only where it asks for `shards`."""
+    return shards or not path.endswith(".npz")
+
+
+def _open(place: Place, patience: float, shards: bool) -> tuple[Mirror, Path]:
+    url = place.text.rstrip("/")
+    if place.kind == "file":
+        parent, _, name = url.rpartition("/")
+        opened = Mirror(parent, patience, uploads)
+        opened.start()
+        return opened, opened.path / name
+    if place.kind == "input":
+        return read(url, patience)
+    opened = Mirror(url, patience, uploads)
+    opened.download(functools.partial(is_needed, shards=shards))
+    opened.start()
+    return opened, opened.path
+
+
+def read(url: str, patience: float, wanted: Callable[[str], bool] = lambda path: True) -> tuple[Mirror, Path]:
+    """Downloads a file or a folder; returns the mirror, which uploads nothing, and the local path in it."""
+    if [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)] == [""]:
+        parent, _, name = url.rpartition("/")
+        opened = Mirror(parent, patience)
+        storage.patiently(url, lambda: storage.get(url, opened.path / name), patience)
+        return opened, opened.path / name
+    opened = Mirror(url, patience)
+    opened.download(wanted)
+    return opened, opened.path
+
+
+def _found(value: Any) -> list[Place]:
+    values = value if isinstance(value, list) else [value]
+    return [place for place in values if isinstance(place, Place)]
+
+
+def _replaced(value: Any, paths: dict[Place, Path]) -> Any:
+    if isinstance(value, list):
+        return [_replaced(item, paths) for item in value]
+    return paths.get(value, Path(value.text)) if isinstance(value, Place) else value
+
+
+def probe(arguments: argparse.Namespace, inputs: list[str]) -> list[Place]:
+    """Tests all places of a command that are in buckets, and returns those of its options.
+
+    Args:
+      arguments: the options, some of which are a `Place`.
+      inputs: other places that are read.
+
+    Raises:
+      ConfigError: see `storage.probe`.
+      storage.Unreachable: see `storage.probe`.
+    """
+    found = dict.fromkeys(place for value in vars(arguments).values() for place in _found(value))
+    remote = [place for place in found if storage.scheme(place.text)]
+    outputs = [p.text.rpartition("/")[0] if p.kind == "file" else p.text for p in remote if p.kind != "input"]
+    read = [place.text for place in remote if place.kind == "input"] + [url for url in inputs if storage.scheme(url)]
+    storage.probe(dict.fromkeys(outputs), dict.fromkeys(read))
+    return remote
+
+
+@contextlib.contextmanager
+def opened(
+    arguments: argparse.Namespace, patience: float, inputs: list[str], shards: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Replaces each `Place` of the options by a local path, and yields the options that have changed.
+
+    At the end, what has been written is uploaded.
+
+    Args:
+      arguments: the options; not changed.
+      patience: seconds to wait for a bucket that does not answer.
+      inputs: places that are read, beside those of the options.
+      shards: whether the command needs the samples in its folders.
+
+    Raises:
+      ConfigError: a bucket is missing or refuses access, or what the command raises, with URLs.
+      storage.Unreachable: a bucket does not answer.
+    """
+    mirrors, paths = [], {}
+    for place in probe(arguments, inputs):
+        new, paths[place] = _open(place, patience, shards)
+        mirrors.append(new)
+    if mirrors:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("places opened")  # nobody writes before all have read
+    try:
+        yield {name: _replaced(value, paths) for name, value in vars(arguments).items() if _found(value)}
+    except BaseException as error:
+        for one in mirrors:
+            with contextlib.suppress(storage.Unreachable):
+                one.close(GRACE)
+        if isinstance(error, ConfigError) and mirrors:
+            raise type(error)(named(str(error), mirrors)) from error
+        raise
+    for one in mirrors:
+        one.close()
+
+
+def named(text: str, mirrors: list[Mirror]) -> str:
+    """Returns a message in which mirrors have the names that the user knows."""
+    for one in mirrors:
+        text = text.replace(str(one.path), one.url)
+    return text
+
+
+def is_about_weights(path: str) -> bool:
+    """Whether a file of a workdir is needed to read weights: its configuration, and what Orbax stores."""
+    return "/" not in path or path.startswith(("checkpoints/", "averages/"))
+
+
+@contextlib.contextmanager
+def reading(place: str | Path, wanted: Callable[[str], bool] = is_about_weights) -> Iterator[Path]:
+    """Yields a local path for a folder that is read, with the files that are `wanted`.
+
+    Raises:
+      ConfigError: the bucket is missing or refuses access, or there is nothing.
+      storage.Unreachable: the bucket does not answer.
+    """
+    if not storage.scheme(place):
+        yield Path(place)
+        return
+    storage.probe([], [str(place)])
+    opened, path = read(str(place).rstrip("/"), storage.PATIENCE, wanted)
+    try:
+        yield path
+    except ConfigError as error:
+        raise type(error)(named(str(error), [opened])) from error
+    finally:
+        opened.close()
