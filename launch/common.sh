@@ -64,9 +64,9 @@ need() {
   [[ $DRY_RUN ]] || command -v "$1" >/dev/null || die 2 "no $1 on this machine; $2"
 }
 
-# options NAMES FLAGS WORD...: sets the variable of each option in NAMES to its value, and of each in FLAGS to 1; its
-# hyphens are underscores in the variable. The array rest gets what comes after --, or with $bare set from the first word
-# that is not an option.
+# options NAMES FLAGS WORD...: sets the variable of each option in NAMES to its value, and of each in FLAGS to 1, with
+# underscores for hyphens. The array rest gets what comes after --, or with $bare set from the first word that is not an
+# option.
 bare="" rest=()
 options() {
   local names=" $1 " flags=" $2 " variable

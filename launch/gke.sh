@@ -67,7 +67,7 @@ check_workdir() {
   done
   case $workdir in
     "" | gs://* | s3://*) ;;
-    /work | /work/*) [[ $claim != none ]] || note "--workdir ${workdir}: with --claim none there is no volume at /work" ;;
+    /work | /work/*) [[ $claim != none ]] || note "--workdir ${workdir}: there is no volume with --claim none" ;;
     *) note "--workdir ${workdir}: is lost with the pod; should be gs://bucket/run, or under /work" ;;
   esac
 }
@@ -83,7 +83,7 @@ job() {
     word=${word//\\/\\\\}
     command+=", \"${word//\"/\\\"}\""
   done
-  local text drop=()
+  local text drop=(-e '/^#/d')
   [[ $claim != none ]] || drop+=(-e '/ # @claim$/d')
   [[ $service_account ]] || drop+=(-e '/ # @service-account$/d')
   text=$(sed "${drop[@]}" -e 's/ # @[a-z-]*$//' "$root/launch/job.yaml")

@@ -1,6 +1,6 @@
 """The exit codes of the commands: what each means, and whether the launchers start the same command again.
 
-The one table of them. `--help`, `launch/` and docs/pods.md agree with it, see tests/test_launch.py.
+The one table of them. `--help`, `launch/` and docs/pods.md agree with it, see tests/runtime/test_exit_codes.py.
 """
 
 from typing import NamedTuple
