@@ -272,7 +272,7 @@ def test_tpu_stop_is_not_preemption(stage, stop, starts):
     (stage.folder / "state").write_text("ACTIVE\n")
     (stage.folder / "score_st").mkdir()
     (stage.folder / "preempted").touch()
-    command = "echo >>seen; test $(wc -l <seen) = 2 && exit; trap 'exit 143' TERM; sleep 20 & wait"
+    command = "trap 'exit 143' TERM; echo >>seen; test $(wc -l <seen) = 2 && exit; sleep 20 & wait"
     results: list[subprocess.CompletedProcess] = []
     run = lambda: results.append(stage("tpu.sh", "run", *TPU, "--", "bash", "-c", command))
     thread = threading.Thread(target=run)
@@ -280,7 +280,6 @@ def test_tpu_stop_is_not_preemption(stage, stop, starts):
     pid = stage.folder / "score_st/run.pid"
     while not (stage.folder / "score_st/seen").exists() or not pid.exists() or not pid.read_text():
         time.sleep(0.1)
-    time.sleep(0.5)  # the trap
     if stop:
         assert stage("tpu.sh", "stop", *TPU).returncode == 0
     else:
