@@ -2,8 +2,8 @@
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
-# Exit codes after which the same command resumes: another process did not come (75), another process died and JAX
-# aborted (134), killed (137), SIGTERM (143).
+# Exit codes after which the same command resumes: another process or a bucket is not there (75), another process died
+# and JAX aborted (134), killed (137), SIGTERM (143). score_st/runtime/exit_codes.py has all of them.
 readonly RESTART=(75 134 137 143)
 
 DRY_RUN=${DRY_RUN:-}
@@ -46,6 +46,14 @@ restarts() {
   [[ " ${RESTART[*]} " == *" $1 "* ]]
 }
 
+# bucket_extras WORD...: prints the extras of the package for the buckets in a command: gcs, s3, gcs,s3 or nothing
+bucket_extras() {
+  local found=""
+  [[ "$*" == *gs://* ]] && found=,gcs
+  [[ "$*" == *s3://* ]] && found+=,s3
+  printf '%s\n' "${found#,}"
+}
+
 # integer NAME VALUE [LEAST]: exits with 2 unless VALUE is a whole number, LEAST (1) or more
 integer() {
   [[ $2 =~ ^[0-9]+$ && $2 -ge ${3:-1} ]] || die 2 "$1 $2: should be a whole number, ${3:-1} or more"
@@ -56,13 +64,15 @@ need() {
   [[ $DRY_RUN ]] || command -v "$1" >/dev/null || die 2 "no $1 on this machine; $2"
 }
 
-# options NAMES FLAGS WORD...: sets the variable of each option in NAMES to its value, and of each in FLAGS to 1. The
-# array rest gets what comes after --, or with $bare set from the first word that is not an option.
+# options NAMES FLAGS WORD...: sets the variable of each option in NAMES to its value, and of each in FLAGS to 1, with
+# underscores for hyphens. The array rest gets what comes after --, or with $bare set from the first word that is not an
+# option.
 bare="" rest=()
 options() {
-  local names=" $1 " flags=" $2 "
+  local names=" $1 " flags=" $2 " variable
   shift 2
   while (($#)); do
+    variable=${1#--} variable=${variable//-/_}
     case $1 in
       --dry-run) DRY_RUN=1 ;;
       --help) help ;;
@@ -70,10 +80,10 @@ options() {
       --*)
         if [[ $names == *" ${1#--} "* ]]; then
           (($# > 1)) || die 2 "$1: needs a value"
-          printf -v "${1#--}" %s "$2"
+          printf -v "$variable" %s "$2"
           shift
         elif [[ $flags == *" ${1#--} "* ]]; then
-          printf -v "${1#--}" 1
+          printf -v "$variable" 1
         else
           die 2 "unknown option $1; see --help"
         fi

@@ -10,26 +10,31 @@
 #   --name NAME            of the job
 #   --image IMAGE          such as europe-docker.pkg.dev/PROJECT/REPOSITORY/score_st:1 (build, submit)
 #   --jax EXTRA            of the image: tpu or cuda12 (default tpu)
+#   --extras NAMES         of the package in the image (default gcs; gcs,s3 for buckets of both kinds)
 #   --accelerator NAME     (default tpu-v5-lite-podslice)
 #   --topology AxB         (default 4x4)
 #   --chips N              per host (default 4); the number of hosts follows
-#   --claim NAME           a ReadWriteMany volume claim, mounted at /work, for the workdir (default score-st)
+#   --claim NAME           a ReadWriteMany volume claim, mounted at /work; by default score-st if COMMAND has a path
+#                          under /work, else none
+#   --service-account NAME of Kubernetes, which Workload Identity lets into the bucket; see docs/pods.md
 #   --turns N              how often pods are recreated at most (default 100)
 #   --grace SECONDS        between SIGTERM and SIGKILL (default 300; spot nodes give 25)
 #   --namespace NAME
 #   --dry-run              prints the commands and the job
 #   --help                 prints this help
+#
+# The workdir should be in a bucket, as in --workdir gs://bucket/run, or under /work, where all hosts share a volume.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 readonly BUSY='TooManyRequests|etcdserver|i/o timeout|TLS handshake'
-name="" image="" jax=tpu accelerator=tpu-v5-lite-podslice topology=4x4 chips=4 claim=score-st turns=100 grace=300
-namespace=""
+name="" image="" jax=tpu extras=gcs accelerator=tpu-v5-lite-podslice topology=4x4 chips=4 claim="" turns=100 grace=300
+namespace="" service_account=""
 [[ ${1-} == --help ]] && help
 action=${1-}
 [[ " build submit wait logs status stop " == *" $action "* && $action ]] || die 2 "unknown action '$action'; see --help"
 shift
-options "name image jax accelerator topology chips claim turns grace namespace" "" "$@"
+options "name image jax extras accelerator topology chips claim service-account turns grace namespace" "" "$@"
 set -- "${rest[@]}"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 integer --chips "$chips"
@@ -40,6 +45,32 @@ integer --grace "$grace"
 [[ ($action != build && $action != submit) || $image ]] || die 2 "--image is needed"
 need "$([[ $action == build ]] && echo docker || echo kubectl)" "$action needs it"
 kubectl=(kubectl ${namespace:+--namespace "$namespace"})
+
+# shared_folder COMMAND...: whether a command has a path under /work
+shared_folder() {
+  local word
+  for word in "$@"; do
+    [[ $word =~ (^|[[:space:]=:,\"\'])/work(/|$) ]] && return
+  done
+  return 1
+}
+
+# check_workdir COMMAND...: warns of a --workdir that is lost with the pod
+check_workdir() {
+  local workdir=""
+  while (($#)); do
+    case $1 in
+      --workdir) workdir=${2-} ;;
+      --workdir=*) workdir=${1#--workdir=} ;;
+    esac
+    shift
+  done
+  case $workdir in
+    "" | gs://* | s3://*) ;;
+    /work | /work/*) [[ $claim != none ]] || note "--workdir ${workdir}: there is no volume with --claim none" ;;
+    *) note "--workdir ${workdir}: is lost with the pod; should be gs://bucket/run, or under /work" ;;
+  esac
+}
 
 # job COMMAND...: prints the template, filled in
 job() {
@@ -52,11 +83,14 @@ job() {
     word=${word//\\/\\\\}
     command+=", \"${word//\"/\\\"}\""
   done
-  local text
-  text=$(<"$root/launch/job.yaml")
+  local text drop=(-e '/^#/d')
+  [[ $claim != none ]] || drop+=(-e '/ # @claim$/d')
+  [[ $service_account ]] || drop+=(-e '/ # @service-account$/d')
+  text=$(sed "${drop[@]}" -e 's/ # @[a-z-]*$//' "$root/launch/job.yaml")
   text=${text//@NAME@/"$name"} text=${text//@IMAGE@/"$image"} text=${text//@HOSTS@/"$hosts"}
   text=${text//@ACCELERATOR@/"$accelerator"} text=${text//@TOPOLOGY@/"$topology"} text=${text//@CHIPS@/"$chips"}
   text=${text//@TURNS@/"$turns"} text=${text//@GRACE@/"$grace"} text=${text//@CLAIM@/"$claim"}
+  text=${text//@ACCOUNT@/"$service_account"}
   printf '%s\n' "${text//@COMMAND@/"[${command#, }]"}"
 }
 
@@ -68,12 +102,17 @@ condition() {
 
 case $action in
   build)
-    attempt "$BUSY" docker build --file "$root/launch/Dockerfile" --build-arg "JAX=$jax" --tag "$image" "$root" ||
-      die 1 "build: $message"
+    attempt "$BUSY" docker build --file "$root/launch/Dockerfile" --build-arg "JAX=$jax" --build-arg "EXTRAS=$extras" \
+      --tag "$image" "$root" || die 1 "build: $message"
     attempt "$BUSY" docker push "$image" || die 1 "push: $message"
     ;;
   submit)
-    (($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir /work/run"
+    (($#)) || die 2 "no command; for example -- python -m score_st.train --config ... --workdir gs://bucket/run"
+    if [[ ! $claim ]]; then
+      claim=none
+      if shared_folder "$@"; then claim=score-st; fi
+    fi
+    check_workdir "$@"
     file=$(mktemp)
     trap 'rm -f "$file"' EXIT
     job "$@" >"$file"

@@ -15,9 +15,9 @@
 #   --dry-run          prints the command and the batch script
 #   --help             prints this help
 #
-# The working folder and the workdir should be on a file system that all nodes share. At the time limit and on
-# preemption, SIGTERM makes all processes save at the same step, and the job queues itself again. It also does so after
-# a process or a node has died.
+# The working folder should be on a file system that all nodes share, and so should the workdir unless it is a bucket.
+# At the time limit and on preemption, SIGTERM makes all processes save at the same step, and the job queues itself
+# again. It also does so after a process or a node has died, or when a bucket is not there.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,12 +1,17 @@
 """The launch scripts, with stand-ins for the commands of a cluster."""
 
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ["local.sh", "slurm.sh", "tpu.sh", "gke.sh"]
@@ -55,7 +60,8 @@ def stage(tmp_path):
 
 TPU = ["--name", "pod", "--zone", "z"]
 GKE = ["--name", "run", "--image", "r/i:1"]
-WHAT = ["--", "python", "-m", "score_st.train", "--workdir", "a b"]
+WHAT = ["--", "python", "-m", "score_st.train", "--workdir", "/work/a b"]
+BUCKET = ["--", "python", "-m", "score_st.train", "--config", "C", "--workdir", "gs://bucket/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -69,10 +75,16 @@ def test_help_and_unknown_options(stage, script):
 
 
 DRY = {
-    "local.sh": (["--processes", 3, "--devices", 2], ["device_count=2", "SCORE_ST_PROCESS=2", "--workdir 'a b'"]),
-    "slurm.sh": (["--nodes", 4], ["#SBATCH --nodes=4", "--signal=TERM@300", "srun", "--workdir 'a b'", "requeue"]),
+    "local.sh": (
+        ["--processes", 3, "--devices", 2],
+        ["device_count=2", "SCORE_ST_PROCESS=2", "--workdir '/work/a b'"],
+    ),
+    "slurm.sh": (
+        ["--nodes", 4],
+        ["#SBATCH --nodes=4", "--signal=TERM@300", "srun", "--workdir '/work/a b'", "requeue"],
+    ),
     "tpu.sh": (["all", *TPU, "--spot"], ["create pod --node-id pod", "--spot", "pip install", "--worker all"]),
-    "gke.sh": (["submit", *GKE], ["kubectl create", "parallelism: 4", '"--workdir", "a b"]', "image: r/i:1"]),
+    "gke.sh": (["submit", *GKE], ["kubectl create", "parallelism: 4", '"--workdir", "/work/a b"]', "image: r/i:1"]),
 }
 
 
@@ -86,6 +98,79 @@ def test_dry_run_prints_the_commands_and_runs_none(stage, script):
     assert all(text in shown.stdout for text in expected), shown.stdout
     assert "@" not in shown.stdout.replace("TERM@300", "")
     assert not [name for name in ("gcloud", "sbatch", "kubectl", "docker") if stage.told(name)]
+
+
+def test_tpu_dry_run_for_a_bucket(stage):
+    """What is printed: the account of the hosts, the extra, the bucket, and nothing that mounts a folder."""
+    account = "trainer@project.iam.gserviceaccount.com"
+    shown = stage("tpu.sh", "all", *TPU, "--spot", "--service-account", account, "--dry-run", *BUCKET)
+    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
+    create, _, _, _, setup, run = [shlex.split(line) for line in shown.stdout.splitlines()]
+    assert create[create.index("--service-account") + 1] == account and "--spot" in create
+    assert setup[-1].endswith("pip install -q 'jax[tpu]' -e '.[gcs]' && :")
+    assert "python -m score_st.train --config C --workdir gs://bucket/run >>run.log" in run[-1]
+    assert "mount" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "words, package",
+    [
+        ([], "-e '.'"),
+        (["--", "--workdir=s3://bucket/run"], "-e '.[s3]'"),
+        (["--", "--config.data.prepared=s3://b/d", "--workdir", "gs://b/r"], "-e '.[gcs,s3]'"),
+        (["--extras", "fid,gcs", "--", "--workdir", "gs://b/r"], "-e '.[fid,gcs]'"),
+        (["--extras", "lsun", "--", "sh", "-c", "python train --workdir gs://b/r"], "-e '.[lsun,gcs]'"),
+    ],
+)
+def test_tpu_setup_installs_the_extras_of_the_buckets(stage, words, package):
+    shown = stage("tpu.sh", "setup", *TPU, "--dry-run", *words)
+    assert shlex.split(shown.stdout.splitlines()[-1])[-1].split("'jax[tpu]' ")[1] == f"{package} && :"
+
+
+def pod(stage: Stage, *words) -> tuple[dict, str]:
+    """The pod of the job that gke.sh prints, and what it says on stderr."""
+    shown = stage("gke.sh", "submit", *GKE, "--dry-run", *words)
+    assert shown.returncode == 0, shown.stderr
+    command, _, job = shown.stdout.partition("\n")
+    assert command == "kubectl create --filename -"
+    service, job = yaml.safe_load_all(job)
+    assert (service["kind"], job["kind"]) == ("Service", "Job")
+    return job["spec"]["template"]["spec"], shown.stderr
+
+
+@pytest.mark.parametrize(
+    "words, claim, warned",
+    [
+        (BUCKET, None, ""),
+        (["--", "sh", "-c", "train --workdir gs://bucket/work/run"], None, ""),
+        (["--claim", "mine", *BUCKET], "mine", ""),
+        (WHAT, "score-st", ""),
+        (["--", "train", "--workdir=/work"], "score-st", ""),
+        ([*BUCKET, "--config.data.dir=/work/data"], "score-st", ""),
+        (["--", "sh", "-c", "train --workdir /work/run"], "score-st", ""),
+        (["--claim", "mine", *WHAT], "mine", ""),
+        (["--claim", "none", *WHAT], None, "--workdir /work/a b: there is no volume with --claim none"),
+        (["--", "train", "--workdir", "/workdir/a"], None, "--workdir /workdir/a: is lost with the pod"),
+        (["--", "train", "--workdir=runs/a"], None, "--workdir runs/a: is lost with the pod"),
+    ],
+)
+def test_gke_asks_for_a_volume_only_for_a_shared_folder(stage, words, claim, warned):
+    spec, errors = pod(stage, *words)
+    [container] = spec["containers"]
+    if claim is None:
+        assert "volumes" not in spec and "volumeMounts" not in container
+    else:
+        assert spec["volumes"] == [{"name": "work", "persistentVolumeClaim": {"claimName": claim}}]
+        assert container["volumeMounts"] == [{"name": "work", "mountPath": "/work"}]
+    assert container["args"] == words[words.index("--") + 1 :] and "serviceAccountName" not in spec
+    assert errors.count("\n") == bool(warned) and warned in errors
+
+
+def test_gke_service_account(stage):
+    spec, _ = pod(stage, "--service-account", "trainer", *BUCKET)
+    assert spec["serviceAccountName"] == "trainer" and "volumes" not in spec
+    built = stage("gke.sh", "build", *GKE, "--extras", "gcs,s3", "--dry-run").stdout
+    assert "--build-arg EXTRAS=gcs,s3" in built and "ARG EXTRAS=gcs\n" in (LAUNCH / "Dockerfile").read_text()
 
 
 def test_slurm_submits_and_tries_again(stage):
@@ -103,7 +188,7 @@ def test_slurm_submits_and_tries_again(stage):
             ["bash", "script.sh"], cwd=stage.folder, env=os.environ | dict(PATH=path, SLURM_JOB_ID="41")
         )
         assert ran.returncode == code and stage.told("scontrol") == ["requeue 41"] * requeued
-    assert stage.told("srun")[0] == "--kill-on-bad-exit=1 python -m score_st.train --workdir a b"
+    assert stage.told("srun")[0] == "--kill-on-bad-exit=1 python -m score_st.train --workdir /work/a b"
 
 
 def test_slurm_refuses(stage):
@@ -150,6 +235,58 @@ def test_tpu_goes_on_after_preemption(stage):
     assert "pod was preempted (SUSPENDED)" in done.stderr
     code = stage("tpu.sh", "run", *TPU, "--", "sh", "-c", "exit 7")
     assert code.returncode == 7 and "the command ended with exit code 7" in code.stderr
+
+
+def test_tpu_comes_back_to_the_same_bucket(stage):
+    """After preemption the pod has the same account, the same extra, the same command with the same workdir."""
+    stage.command("gcloud", POD)
+    account = ["--spot", "--service-account", "trainer@p.iam.gserviceaccount.com"]
+    command = ["--", "sh", "-c", 'echo "$1" >>seen', "train", "gs://bucket/run"]
+    done = stage("tpu.sh", "all", *TPU, *account, *command)
+    assert done.returncode == 0 and "pod was preempted (SUSPENDED)" in done.stderr, done.stderr
+    assert (stage.folder / "score_st/seen").read_text() == "gs://bucket/run\n"
+    told = stage.told("gcloud")
+    creations = [line for line in told if "queued-resources create" in line]
+    setups = [line for line in told if "pip install" in line]
+    runs = [line for line in told if "nohup" in line]
+    for lines, text in ((creations, " ".join(account)), (setups, "-e '.[gcs]'"), (runs, "gs://bucket/run")):
+        assert len(lines) == 2 and lines[0] == lines[1] and text in lines[0]
+
+
+def test_tpu_preempted_while_it_is_set_up(stage):
+    """The pod is asked for again; an error of setup on a pod that is there ends the launcher."""
+    preempted = 'touch preempted; echo SUSPENDED >state; echo "ERROR: Could not SSH" >&2; exit 1'
+    stage.command("gcloud", POD.replace("*pip*)", f"*pip*) if [[ ! -e preempted ]]; then {preempted}; fi;"))
+    done = stage("tpu.sh", "all", *TPU, "--", "sh", "-c", "echo done >>seen")
+    assert done.returncode == 0 and done.stderr.count("pod was preempted (SUSPENDED)") == 1, done.stderr
+    assert (stage.folder / "score_st/seen").read_text() == "done\n"
+    stage.command("gcloud", POD.replace("*pip*)", '*pip*) echo "ERROR: no such extra" >&2; exit 1;'))
+    failed = stage("tpu.sh", "all", *TPU, "--", "true")
+    assert failed.returncode == 1 and failed.stderr.endswith("tpu.sh: error: setup: ERROR: no such extra\n")
+
+
+@pytest.mark.parametrize("stop, starts", [(True, 1), (False, 2)])
+def test_tpu_stop_is_not_preemption(stage, stop, starts):
+    """A command that stop ended is not started again; one that SIGTERM from elsewhere ended is."""
+    stage.command("gcloud", POD)
+    (stage.folder / "state").write_text("ACTIVE\n")
+    (stage.folder / "score_st").mkdir()
+    (stage.folder / "preempted").touch()
+    command = "trap 'exit 143' TERM; echo >>seen; test $(wc -l <seen) = 2 && exit; sleep 20 & wait"
+    results: list[subprocess.CompletedProcess] = []
+    run = lambda: results.append(stage("tpu.sh", "run", *TPU, "--", "bash", "-c", command))
+    thread = threading.Thread(target=run)
+    thread.start()
+    pid = stage.folder / "score_st/run.pid"
+    while not (stage.folder / "score_st/seen").exists() or not pid.exists() or not pid.read_text():
+        time.sleep(0.1)
+    if stop:
+        assert stage("tpu.sh", "stop", *TPU).returncode == 0
+    else:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+    thread.join()
+    assert results[0].returncode == (143 if stop else 0), results[0].stderr
+    assert (stage.folder / "score_st/seen").read_text().count("\n") == starts
 
 
 @pytest.mark.parametrize(

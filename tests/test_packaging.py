@@ -23,7 +23,7 @@ def test_every_configuration_is_in_the_package(monkeypatch):
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py")}
     assert {"score_st." + ".".join(folder.parts) for folder in folders} <= set(said["packages"])
     assert said["package_dir"]["score_st.configs"] == "configs" and len(folders) > 5
-    assert {"test", "fid", "tpu", "gpu"} <= said["extras_require"].keys()
+    assert {"test", "fid", "tpu", "gpu", "gcs", "s3"} <= said["extras_require"].keys()
 
 
 @pytest.mark.slow

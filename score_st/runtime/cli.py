@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import absl.logging
 
 from score_st.config import ConfigError, add_entries, changed, flatten, read
-from score_st.runtime import progress
+from score_st.runtime import exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
@@ -23,22 +23,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(exit_codes.WRONG_REQUEST, f"{self.prog}: error: {message}\n")
 
 
-def documented(command: str, description: str, examples: str, codes: Mapping[Any, str] | None = None) -> Parser:
+def documented(
+    command: str, description: str, examples: str, codes: Mapping[int, str] | None = None, processes: bool = False
+) -> Parser:
     """Returns a parser with --help and --quiet, whose help has examples and exit codes.
 
     Args:
       command: its name, as in `python -m score_st.train`.
       description: one line or more.
       examples: indented lines.
-      codes: the meanings of exit codes besides 0, 2 and 130.
+      codes: the meanings of exit codes of its own, besides those of `exit_codes.shown`.
+      processes: whether the command may run in several processes.
     """
-    meanings: dict[Any, str] = {0: "done", 2: "the request can't be met; nothing was written"}
-    meanings |= {130: "interrupted"} | dict(codes or {})
-    first = lambda code: int(str(code).split(",")[0])
-    lines = [f"  {code:<8} {meanings[code]}" for code in sorted(meanings, key=first)]
+    meanings = exit_codes.shown(processes) | dict(codes or {})
+    lines = [f"  {code:<5} {meanings[code]}" for code in sorted(meanings)]
     parser = Parser(
         prog=f"python -m score_st.{command}",
         description=description,
@@ -57,7 +58,7 @@ def parser(
     command: str,
     description: str,
     examples: str,
-    codes: Mapping[Any, str] | None = None,
+    codes: Mapping[int, str] | None = None,
     workdir: str | None = None,
 ) -> Parser:
     """Returns a `documented` parser that also has --config, --config.KEY=VALUE and --workdir.
@@ -66,14 +67,10 @@ def parser(
       command: see `documented`.
       description: see `documented`.
       examples: see `documented`.
-      codes: the meanings of exit codes besides those that all commands have.
+      codes: see `documented`.
       workdir: the default; if there is none, --workdir is required.
     """
-    others: dict[Any, str] = {
-        "75, 134": "another process did not come, or died; the same command resumes",
-        143: "SIGTERM; the same command resumes",
-    }
-    parser = documented(command, description, examples, others | dict(codes or {}))
+    parser = documented(command, description, examples, codes, processes=True)
     option = parser.add_argument_group("run").add_argument
     option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", type=folder, required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
@@ -164,11 +161,11 @@ def run(main: Callable[[], object]) -> None:
         from score_st.runtime import distributed, storage
 
         if isinstance(error, ConfigError):
-            distributed.leave(2, f"error: {error}")
+            distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
         elif isinstance(error, storage.Unreachable):
-            distributed.leave(storage.UNREACHABLE, f"error: {error}")
+            distributed.leave(exit_codes.MISSING, f"error: {error}")
         elif isinstance(error, KeyboardInterrupt):
-            distributed.leave(130, "")
+            distributed.leave(exit_codes.INTERRUPTED, "")
         elif not distributed.several():
             raise
         distributed.fail(error)

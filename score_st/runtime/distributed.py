@@ -25,10 +25,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from score_st.config import ConfigError, differences
-from score_st.runtime import sharding
+from score_st.runtime import exit_codes, sharding
 
-MISSING = 75  # exit code: another process never came
-STOPPED = 143  # exit code: SIGTERM
+MISSING, STOPPED = exit_codes.MISSING, exit_codes.STOPPED
 
 
 def setting(name: str, default: str = "") -> int:
@@ -165,7 +164,7 @@ def greet_first(address: str, count: int, greeting: dict[str, Any], limit: int) 
         ):
             connection.sendall(json.dumps(greeting).encode() + b"\n")
             connection.settimeout(left)
-            return os._exit(2) if json.loads(connection.makefile().readline()) else None
+            return os._exit(exit_codes.WRONG_REQUEST) if json.loads(connection.makefile().readline()) else None
         time.sleep(0.3)
     leave(MISSING, f"error: {address}: process 0 of {count} did not answer within {limit} s (SCORE_ST_START_TIMEOUT)")
 

@@ -23,7 +23,6 @@ from score_st.config import ConfigError
 
 T = TypeVar("T")
 
-UNREACHABLE = 75  # exit code: the launchers start the command again
 EXTRAS = {"gs": "gcs", "s3": "s3"}  # what brings the libraries of a scheme
 PROBE_SECONDS = 60  # for all places together
 ATTEMPT_SECONDS = 90  # an operation that takes longer counts as failed; gcsfs itself tries for 34 s
