@@ -11,13 +11,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.config import FREE
+from score_st.config import FREE, ConfigError
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, mirror, sharding, storage
 from score_st.runtime.workdir import claim_workdir, write_text
 from score_st.training import loop, optimizer
 from score_st.training import step as stepping
@@ -65,7 +65,9 @@ def keep_programs(workdir: Path, platform: str) -> None:
     Not on CPUs, as a program compiled on one may not run on another.
     """
     if not jax.config.values["jax_compilation_cache_dir"] and platform != "cpu":
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        url = mirror.url_of(workdir)  # JAX opens gs:// itself
+        place = storage.join(url, "compiled") if url.startswith("gs://") else str(workdir / "compiled")
+        jax.config.update("jax_compilation_cache_dir", place)
 
 
 def train(
@@ -89,6 +91,9 @@ def train(
     step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
     eval_mesh = sharding.mesh(devices=devices)
     model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
+    if jax.process_count() > 1 and mirror.url_of(workdir).startswith("s3://"):
+        message = "several processes can't write checkpoints there; use gs://bucket/folder or a folder that they share"
+        raise ConfigError(f"--workdir {workdir}: {message}")
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         image_terms.check_batch_size(config, eval_mesh)

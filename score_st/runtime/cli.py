@@ -163,7 +163,9 @@ def run(main: Callable[[], object]) -> None:
         if isinstance(error, ConfigError):
             distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
         elif isinstance(error, storage.Unreachable):
-            distributed.leave(exit_codes.MISSING, f"error: {error}")
+            distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
+        elif isinstance(error, storage.Interrupted):
+            distributed.leave(exit_codes.STOPPED, f"error: {error}", at_once=True)
         elif isinstance(error, KeyboardInterrupt):
             distributed.leave(exit_codes.INTERRUPTED, "")
         elif not distributed.several():

@@ -224,12 +224,15 @@ def start_in_cluster(settings: dict[str, Any], limit: int) -> None:
         raise ConfigError(verdict)
 
 
-def leave(code: int, line: str) -> NoReturn:
-    """Ends the program with one line on stderr, printed by process 0 alone if all processes leave together."""
+def leave(code: int, line: str, at_once: bool = False) -> NoReturn:
+    """Ends the program with one line on stderr, printed by process 0 alone if all processes leave together.
+
+    With `at_once` no thread is waited for, such as one that writes to a bucket that does not answer.
+    """
     sys.stdout.flush()
     if not several():
         print(line, end="\n" if line else "", file=sys.stderr, flush=True)
-        sys.exit(code)
+        os._exit(code) if at_once else sys.exit(code)
     together, index = threading.Event(), process_index()
 
     def meet() -> None:

@@ -5,8 +5,8 @@ All code works on local files. Every few seconds a thread uploads what has chang
 - Logs (`*.jsonl`, TensorBoard's events) in numbered parts, since an object can't be appended to. The parts of
   `metrics.jsonl` are `metrics.jsonl.GGGG.NNNNNNNNNNNN`, where N is the offset in bytes; their names in order are the
   order of their lines. A log that was rewritten, as on resuming after a kill, begins a new generation G.
-- Checkpoints on s3:// as folders whose last object is `commit_success.txt`; without it they do not count. On gs://
-  Orbax writes and reads them itself.
+- Checkpoints on s3:// as folders whose last object is Orbax's `commit_success.txt`; without it they do not count. On
+  gs:// Orbax writes and reads them itself.
 - Other files as objects of their own, in the order in which they were written.
 """
 
@@ -30,11 +30,12 @@ from score_st.runtime import storage
 _open: dict[Path, "Mirror"] = {}  # by their folders
 
 PERIOD = 5.0  # seconds between uploads
-MARKER = "commit_success.txt"  # the last object of a checkpoint, as Orbax has it on gs://
+MARKER = "commit_success.txt"  # which Orbax writes last into a checkpoint
 PART = re.compile(r"(?P<name>.+)\.(?P<generation>\d{4})\.(?P<offset>\d{12})")
 STEP = re.compile(r"(?P<folder>(?P<kind>checkpoints|averages)/\d+)/")
 OPENED_BY_OTHERS = ("checkpoints/", "averages/", "compiled/")  # on gs://, by Orbax and JAX
 NEVER_READ = ("tensorboard/", "profile/")
+MOST_PARTS = 200  # of a log, before they become one
 
 
 def of(path: str | os.PathLike) -> "Mirror | None":
@@ -119,28 +120,31 @@ class Mirror:
         self.logs: dict[str, Log] = {}
         self.steps: set[str] = set()  # checkpoints that are complete here and in the bucket
         self.outage = storage.Outage(self.url)
-        self._turn = threading.Condition()
+        self._turn, self._lock = threading.Condition(), threading.Lock()
         self._wanted = self._done = 0
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    def skips(self, path: str) -> bool:
-        """Whether an object is left in the bucket."""
-        others = OPENED_BY_OTHERS if storage.scheme(self.url) == "gs" else ()
-        return path.startswith((*others, *NEVER_READ)) or path.rpartition("/")[2].startswith(".") or path == ""
-
-    def download(self, wanted: Callable[[str], bool] = lambda path: True, threads: int = 16) -> None:
+    def download(
+        self, wanted: Callable[[str], bool] = lambda path: True, everything: bool = False, threads: int = 16
+    ) -> None:
         """Copies what is in the bucket, without what others open there.
 
         Args:
           wanted: by the path of a file in the mirror.
+          everything: with what others open, and with old checkpoints.
           threads: how many objects are read at the same time.
 
         Raises:
           storage.Unreachable: the bucket does not answer.
         """
-        paths = [item.path for item in self._ask(lambda: storage.listing(self.url)) if not self.skips(item.path)]
-        marked = {path.removesuffix(f"/{MARKER}") for path in paths if path.endswith(f"/{MARKER}")}
+        others = OPENED_BY_OTHERS if storage.scheme(self.url) == "gs" else ()
+        paths = [item.path for item in self._ask(lambda: storage.listing(self.url)) if item.path]
+        paths = [path for path in paths if not path.rpartition("/")[2].startswith(".")]
+        if not everything:
+            paths = [path for path in paths if not path.startswith((*others, *NEVER_READ))]
+        ends = [path.removesuffix(MARKER) for path in paths if path.endswith(f"/{MARKER}")]
+        marked = {path[:-1] for path in ends if STEP.fullmatch(path)}
         saved = [folder for folder in marked if folder.startswith("checkpoints/")]
         newest = max(saved, key=lambda folder: int(folder.rpartition("/")[2]), default="")
         logs: dict[str, dict[int, list[str]]] = {}
@@ -150,14 +154,15 @@ class Mirror:
             name, generation = (part["name"], int(part["generation"])) if part else (path, 0)
             if not wanted(name) or (step and step["folder"] not in marked):
                 continue
-            if step and step["kind"] == "checkpoints" and step["folder"] != newest:
+            if step and not everything and step["kind"] == "checkpoints" and step["folder"] != newest:
                 continue  # see `bring`
             if is_log(name):
                 logs.setdefault(name, {}).setdefault(generation, []).append(path)
             else:
                 plain.append(path)
-        with ThreadPoolExecutor(threads) as pool:
+        with self._lock, ThreadPoolExecutor(threads) as pool:
             list(pool.map(self._get, plain))
+            self.steps |= {step["folder"] for path in plain if (step := STEP.match(path))}
             list(pool.map(lambda name: self._join(name, logs[name]), logs))
 
     def _ask(self, operation: Callable[[], storage.T]) -> storage.T:
@@ -247,6 +252,31 @@ class Mirror:
 
     def sync(self) -> None:
         """Uploads once what has changed; what fails is tried again by the next call."""
+        with self._lock:
+            self._sync()
+
+    def bring(self, folder: str) -> None:
+        """Downloads a checkpoint on s3:// unless it is here; nothing if it is not complete in the bucket.
+
+        Args:
+          folder: as "checkpoints/1000".
+
+        Raises:
+          storage.Unreachable: the bucket does not answer.
+        """
+        source, local = storage.join(self.url, folder), self.path / folder
+        if storage.scheme(self.url) == "gs" or local.exists():
+            return
+        names = [item.path for item in self._ask(lambda: storage.listing(source))]
+        if MARKER in names:
+            temporary = local.with_name(f".{local.name}")
+            for name in names:
+                self._ask(functools.partial(storage.get, storage.join(source, name), temporary / name))
+            with self._lock:
+                temporary.replace(local)
+                self.steps.add(folder)
+
+    def _sync(self) -> None:
         local = self._local()
         checkpoints: dict[str, list[str]] = {}
         for path in local:
@@ -258,11 +288,10 @@ class Mirror:
                 storage.put(self.path / path, storage.join(self.url, path))
                 self.files[path] = now
         for folder, paths in checkpoints.items():
-            if folder not in self.steps and f"{folder}/{MARKER}" not in paths:  # those that were downloaded have one
-                for path in paths:
+            if folder not in self.steps:
+                for path in sorted(paths, key=f"{folder}/{MARKER}".__eq__):
                     storage.put(self.path / path, storage.join(self.url, path))
-                storage.put_bytes(b"", storage.join(self.url, folder, MARKER))
-            self.steps.add(folder)
+                self.steps.add(folder)
         for folder in self.steps - checkpoints.keys():
             storage.remove(storage.join(self.url, folder, MARKER))  # first, as without it the rest does not count
             for item in storage.listing(storage.join(self.url, folder)):
@@ -292,11 +321,12 @@ class Mirror:
         with (self.path / path).open("rb") as file:
             log, now = self.logs.setdefault(path, Log()), os.fstat(file.fileno())
             if log.file != (now.st_dev, now.st_ino) or now.st_size < log.size:
-                old = log.parts if zlib.crc32(file.read(log.size)) != log.crc or now.st_size < log.size else []
-                if old:  # the new generation is complete before the old one goes
-                    log = Log(log.generation + 1)
+                changed = zlib.crc32(file.read(log.size)) != log.crc or now.st_size < log.size
             else:
-                old = []
+                changed = False
+            old = log.parts if changed or len(log.parts) >= MOST_PARTS else []
+            if old:  # the new generation is complete before the old one goes
+                log = Log(log.generation + 1)
             file.seek(log.size)
             content = file.read()
             content = content[: complete(path, content)]
@@ -315,27 +345,3 @@ def state(path: Path) -> tuple[int, int, int, int]:
     """Returns what changes when a file is written: its size, time of change, device and inode."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns, about.st_dev, about.st_ino
-
-
-def bring(workdir: str | os.PathLike, folder: str) -> None:
-    """Downloads a checkpoint on s3:// that the mirror `workdir` has not got, if it is complete in the bucket.
-
-    Args:
-      workdir: a folder; nothing is done unless it is a mirror of one on s3://.
-      folder: of the checkpoint, as "checkpoints/1000".
-
-    Raises:
-      storage.Unreachable: the bucket does not answer.
-    """
-    url, local = url_of(workdir), Path(workdir) / folder
-    if not url.startswith("s3://") or local.exists():
-        return
-    source = storage.join(url, folder)
-    objects = storage.patiently(url, lambda: storage.listing(source), storage.PATIENCE)
-    if MARKER not in [item.path for item in objects]:
-        return
-    temporary = local.with_name(f".{local.name}")
-    for name in (item.path for item in objects):
-        copy = functools.partial(storage.get, storage.join(source, name), temporary / name)
-        storage.patiently(url, copy, storage.PATIENCE)
-    temporary.replace(local)

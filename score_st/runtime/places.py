@@ -12,6 +12,7 @@ from score_st.config import ConfigError
 from score_st.runtime import storage
 from score_st.runtime.mirror import Mirror
 
+WRITTEN = ("folder", "file")
 GRACE = 4.0  # seconds for the last uploads of a command that fails or is interrupted
 
 
@@ -21,7 +22,8 @@ class Place:
 
     Attributes:
       text: a local path or a URL.
-      kind: "folder" is read and written, "file" is written, "input" is a file or folder that is read.
+      kind: "folder" is read and written, "file" is written, "input" is a file or folder that is read, and so is
+        "everything", with what Orbax and JAX open themselves.
     """
 
     text: str
@@ -47,6 +49,11 @@ def source(text: str) -> Place:
     return Place(text, "input")
 
 
+def everything(text: str) -> Place:
+    """The type, for argparse, of a workdir that a command reads with its checkpoints."""
+    return Place(text, "everything")
+
+
 def uploads(path: str) -> bool:
     """Whether this process uploads a file of a mirror: process 0 everything, the others their profiles."""
     import jax  # takes seconds, which --help should not
@@ -61,29 +68,40 @@ def is_needed(path: str, shards: bool) -> bool:
 
 def _open(place: Place, patience: float, shards: bool) -> tuple[Mirror, Path]:
     url = place.text.rstrip("/")
-    if place.kind == "file":
-        parent, _, name = url.rpartition("/")
-        opened = Mirror(parent, patience, uploads)
+    if place.kind in ("input", "everything"):
+        return read(url, patience, everything=place.kind == "everything")
+    parent, _, name = url.rpartition("/") if place.kind == "file" else (url, "", "")
+    opened = Mirror(parent, patience, uploads)
+    with closed_on_error(opened):
+        if place.kind == "folder":
+            opened.download(functools.partial(is_needed, shards=shards))
         opened.start()
-        return opened, opened.path / name
-    if place.kind == "input":
-        return read(url, patience)
-    opened = Mirror(url, patience, uploads)
-    opened.download(functools.partial(is_needed, shards=shards))
-    opened.start()
-    return opened, opened.path
+    return opened, opened.path / name
 
 
-def read(url: str, patience: float, wanted: Callable[[str], bool] = lambda path: True) -> tuple[Mirror, Path]:
+def read(
+    url: str, patience: float, wanted: Callable[[str], bool] = lambda path: True, everything: bool = False
+) -> tuple[Mirror, Path]:
     """Downloads a file or a folder; returns the mirror, which uploads nothing, and the local path in it."""
-    if [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)] == [""]:
-        parent, _, name = url.rpartition("/")
-        opened = Mirror(parent, patience)
-        storage.patiently(url, lambda: storage.get(url, opened.path / name), patience)
-        return opened, opened.path / name
-    opened = Mirror(url, patience)
-    opened.download(wanted)
-    return opened, opened.path
+    alone = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)] == [""]
+    parent, _, name = url.rpartition("/") if alone else (url, "", "")
+    opened = Mirror(parent, patience)
+    with closed_on_error(opened):
+        if alone:
+            storage.patiently(url, lambda: storage.get(url, opened.path / name), patience)
+        else:
+            opened.download(wanted, everything)
+    return opened, opened.path / name
+
+
+@contextlib.contextmanager
+def closed_on_error(opened: Mirror) -> Iterator[None]:
+    """Deletes the local folder of a mirror that could not be opened."""
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
 
 
 def _found(value: Any) -> list[Place]:
@@ -110,8 +128,10 @@ def probe(arguments: argparse.Namespace, inputs: list[str]) -> list[Place]:
     """
     found = dict.fromkeys(place for value in vars(arguments).values() for place in _found(value))
     remote = [place for place in found if storage.scheme(place.text)]
-    outputs = [p.text.rpartition("/")[0] if p.kind == "file" else p.text for p in remote if p.kind != "input"]
-    read = [place.text for place in remote if place.kind == "input"] + [url for url in inputs if storage.scheme(url)]
+    outputs = [p.text.rpartition("/")[0] if p.kind == "file" else p.text for p in remote if p.kind in WRITTEN]
+    read = [place.text for place in remote if place.kind not in WRITTEN] + [
+        url for url in inputs if storage.scheme(url)
+    ]
     storage.probe(dict.fromkeys(outputs), dict.fromkeys(read))
     return remote
 
@@ -135,14 +155,14 @@ def opened(
       storage.Unreachable: a bucket does not answer.
     """
     mirrors, paths = [], {}
-    for place in probe(arguments, inputs):
-        new, paths[place] = _open(place, patience, shards)
-        mirrors.append(new)
-    if mirrors:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("places opened")  # nobody writes before all have read
     try:
+        for place in probe(arguments, inputs):
+            new, paths[place] = _open(place, patience, shards)
+            mirrors.append(new)
+        if mirrors:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("places opened")  # nobody writes before all have read
         yield {name: _replaced(value, paths) for name, value in vars(arguments).items() if _found(value)}
     except BaseException as error:
         for one in mirrors:

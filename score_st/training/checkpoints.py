@@ -6,7 +6,6 @@ On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes t
 import contextlib
 import functools
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
-from score_st.runtime import distributed, mirror, sharding, storage
+from score_st.runtime import mirror, sharding, storage
 from score_st.runtime.workdir import check_same
 from score_st.training import state
 from score_st.training.optimizer import optimizer_from_config
@@ -61,17 +60,20 @@ def manager(
     """
     import orbax.checkpoint as ocp
 
-    processes = dict(primary_host=jax.process_index(), active_processes={jax.process_index()}) if alone else {}
+    place, processes = root(workdir, folder), {}
+    if alone:
+        place.mkdir(parents=True, exist_ok=True)  # which Orbax then leaves to its caller
+        processes = dict(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
     options = ocp.CheckpointManagerOptions(
         max_to_keep=newest,
         keep_period=keep_period,
         read_only=read_only,
-        create=not read_only,
+        create=not read_only and not alone,
         # processes wait for each other under names that have the step: two managers may write the same one at once
         multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder, **processes),
     )
-    return ocp.CheckpointManager(root(workdir, folder), options=options)
+    return ocp.CheckpointManager(place, options=options)
 
 
 def save(manager: "ocp.CheckpointManager", current: TrainState) -> None:
@@ -202,7 +204,7 @@ class Saver:
 
 @contextlib.contextmanager
 def rescuing(folder: str, workdir: Path, saver: Saver, current: TrainState) -> Iterator[None]:
-    """Writes the state elsewhere if it can't be written to its bucket, and ends the program.
+    """Writes the state elsewhere if it can't be written to its bucket.
 
     Args:
       folder: see `rescue`.
@@ -212,7 +214,7 @@ def rescuing(folder: str, workdir: Path, saver: Saver, current: TrainState) -> I
 
     Raises:
       storage.Unreachable: the bucket does not answer. The message has the last step that is saved there.
-      SystemExit: SIGTERM came meanwhile.
+      storage.Interrupted: SIGTERM came meanwhile; likewise.
     """
     try:
         yield
@@ -225,10 +227,8 @@ def rescuing(folder: str, workdir: Path, saver: Saver, current: TrainState) -> I
             line = f"step {int(current.step)} can't be written to {failure.filename}: {failure.strerror}"
         cause = str(error) or f"{where}: does not answer"
         message = "; ".join(filter(None, (cause, saved, line)))
-        if isinstance(error, storage.Interrupted):
-            print(f"error: stopped on SIGTERM, but {message}", file=sys.stderr, flush=True)
-            sys.exit(distributed.STOPPED)
-        raise storage.Unreachable(message) from error
+        stopped = isinstance(error, storage.Interrupted)
+        raise type(error)(f"stopped on SIGTERM, but {message}" if stopped else message) from error
 
 
 def rescue(folder: str, workdir: Path, current: TrainState) -> str:
@@ -310,8 +310,8 @@ def find_step(workdir: str | Path, step: int | None) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    if step is not None:
-        mirror.bring(workdir, f"checkpoints/{step}")
+    if step is not None and (remote := mirror.of(workdir)):
+        remote.bring(f"checkpoints/{step}")
     if not exist(workdir):
         raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` writes them")
     with manager(workdir, read_only=True) as opened:
