@@ -3,13 +3,15 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from score_st.runtime.workdir import write_text
 
 FILE = "goodput.json"
 ENTRIES = 1000  # checkpoints whose seconds are kept
+Steps = Callable[..., tuple[Any, Any]]
 
 
 class Goodput:
@@ -37,13 +39,9 @@ class Goodput:
             kept = {int(step): float(seconds) for step, seconds in stored["seconds"].items()}
             self.began, self.kept = min(began, self.now()), {step: kept[step] for step in kept if step <= start}
         self.before = self.kept[max(self.kept)] if self.kept else 0.0
-        self.programs, self.is_aside = set[Hashable](), False
-        self.resume()
+        self.resumed: float | None = None  # when the steps of this process began
+        self.outside, self.is_aside = 0.0, False
         self._write()
-
-    def resume(self) -> None:
-        """Begins to count, as the steps begin."""
-        self.resumed, self.outside = self.now(), 0.0
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -58,15 +56,30 @@ class Goodput:
             self.outside += self.now() - began
             self.is_aside = False
 
-    def first_call(self, program: Hashable) -> contextlib.AbstractContextManager:
-        """Sets the first call of a program `aside`, since it is compiled there."""
-        known = program in self.programs
-        self.programs.add(program)
-        return contextlib.nullcontext() if known else self.aside()
+    def timed(self, steps: Steps) -> Steps:
+        """Returns `steps` with the first call of each of its programs set `aside`, since it is compiled there.
+
+        Steps begin with the first call.
+
+        Args:
+          steps: a function (state, batches, key), with one program for each number of batches.
+        """
+        programs = set[int]()
+
+        def timed_steps(current: Any, batches: list, key: Any) -> tuple[Any, Any]:
+            if not programs:
+                self.resumed, self.outside = self.now(), 0.0
+            if len(batches) in programs:
+                return steps(current, batches, key)
+            programs.add(len(batches))
+            with self.aside():
+                return steps(current, batches, key)
+
+        return timed_steps
 
     def seconds(self) -> float:
         """Returns the seconds of the steps so far."""
-        return self.before + self.now() - self.resumed - self.outside
+        return self.before + (0.0 if self.resumed is None else self.now() - self.resumed - self.outside)
 
     def share(self) -> float:
         """Returns the goodput."""

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import json
 import math
 import sys
@@ -104,7 +105,7 @@ class Log:
         shown = [f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items()]
         shown += [text.format(figures[key]) for key, text in SHOWN.items() if key in figures]
         self.progress(step, "  ".join(shown))
-        self(step, steps_per_s=speed, **figures, data_wait=waited * speed / count, **means, **values)
+        self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values, **figures)
 
     def parameters(self, params: Any) -> None:
         """Writes the names, shapes and sizes of the network's parameters to `parameters.json`, and shows the first."""
@@ -117,6 +118,7 @@ class Log:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
 
 
+Splits = Mapping[str, Images]
 Snapshot = Callable[[TrainState, Log], None]
 
 
@@ -255,12 +257,7 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
 
 
 def fit(
-    config: ConfigDict,
-    workdir: Path,
-    step_config: TrainStepConfig,
-    images: Mapping[str, Images],
-    snapshot: Snapshot,
-    figures: Figures = lambda steps_per_s: {},
+    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
 ) -> TrainState:
     """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
@@ -271,7 +268,7 @@ def fit(
       images: those of "train" and of "test", uint8 [N, H, W, C].
       snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
         when it is done, so that an interrupted one is called again.
-      figures: what else the log says of the speed.
+      speed: what else the log says of it.
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
@@ -280,30 +277,25 @@ def fit(
     start = step = int(current.step)
     goodput = Goodput(workdir, start, jax.process_index() == 0)
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, manager)
-    steps, held_out = compiled_steps(step_config), compiled_eval(config, step_config, images["test"])
-    steps = profiling.traced(steps, workdir, training.profile_steps, start, stop, goodput.aside)
-    log = Log(workdir, start, stop, lambda speed: {**figures(speed), "goodput": goodput.share()})
-    means = Means.empty()
+    steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
+    steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
+    log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
     if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
         snapshot(current, log)
-
-    goodput.resume()
     batches = Batches(stream(config, images["train"]).batches(start, stop))
     preemption = distributed.Preemption(step_config.mesh)
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
     for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
         # one or several updates
-        with goodput.first_call(count):
-            current, metrics = steps(current, [next(batches) for _ in range(count)], key)
+        current, metrics = steps(current, [next(batches) for _ in range(count)], key)
         first, step, means = step == start, step + count, means.add(metrics)
 
         # a line of the log
         if first or due(training.log_freq):
             logged = means.compute()  # waits for the steps
-            with goodput.aside():
-                extra = held_out(current, step, key) if due(training.eval_freq) else {}
+            extra = held_out(current, step, key) if due(training.eval_freq) else {}
             log.train(step, logged, batches.waited(), **extra)
             check_finite(step, metrics["loss"], store.wait)
             means = Means.empty()
@@ -313,30 +305,49 @@ def fit(
         preempted = preemption.reached(wait=at_snapshot)
         if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], store.wait)
-            goodput.keep(step)
-            with goodput.aside():
-                store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-                checkpoints.save(manager, current)
+            save(manager, step, current, store.wait, goodput)
         store(step, current)
         if preempted:
             stop_preempted(f"step {step}/{stop}", store.wait, preemption)
 
-        # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
         if at_snapshot:
-            with goodput.aside():
-                store.wait()
-                preemption.pause()
+            with goodput.aside(), ended_at_once(preemption, store.wait):
                 snapshot(current, log)
-                preemption.listen()
     preemption.listen(False)
     goodput.end()
     return current
+
+
+def save(manager: Any, step: int, current: TrainState, wait: Callable[[], None], goodput: Goodput) -> None:
+    """Begins to write a checkpoint.
+
+    Args:
+      manager: of the checkpoints.
+      step: of the state.
+      current: the state.
+      wait: waits for averages of earlier steps. A run that resumes has all of these; those of its own step it stores
+        again.
+      goodput: of the run, which from now on keeps the results.
+    """
+    goodput.keep(step)
+    with goodput.aside():
+        wait()
+        checkpoints.save(manager, current)
 
 
 def snapshot_is_done(workdir: Path, step: int) -> bool:
     """Whether the last complete snapshot was that of `step`."""
     path = workdir / "snapshot"
     return path.exists() and path.read_text() == str(step)
+
+
+@contextlib.contextmanager
+def ended_at_once(preemption: distributed.Preemption, wait: Callable[[], None]) -> Iterator[None]:
+    """Lets SIGTERM end the program at once during what is inside, as nothing would be lost after `wait`."""
+    wait()
+    preemption.pause()
+    yield
+    preemption.listen()
 
 
 def stop_preempted(progress: str, wait: Callable[[], None], preemption: distributed.Preemption) -> NoReturn:
