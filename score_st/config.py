@@ -56,6 +56,7 @@ TRAINING = dict(
     reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
     remat="none",  # ours: what the backward pass recomputes: none, elementwise or blocks
     n_jitted_steps=1,  # ours: steps per dispatch
+    profile_steps="",  # ours: steps A-B that JAX's profiler traces, such as 100-110; empty: none
     averages=0,  # ours: times that averages are stored, from which --ema makes any width; 0: no such averages
     truncation_time=1e-5,  # ε, the smallest time
     unbounded_parametrization=False,  # the time conditioning of U-DDPM++ and U-NCSN++
@@ -186,7 +187,8 @@ SECTIONS = {
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared"),
-    *("training.fsdp", "training.remat", "training.n_jitted_steps", "data.local_cache", "storage."),
+    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
+    *("data.local_cache", "storage."),
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (

@@ -8,16 +8,17 @@ import jax
 from jax.sharding import Mesh
 
 from score_st import weights
+from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
-from score_st.runtime import cli, sharding
+from score_st.runtime import cli, profiling, sharding
 
 EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --config.eval.nll_iter=5
-  python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --step 1000
+  python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --step 1000 --profile
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/averaged --ema 0.05
   python -m score_st.eval --config configs/vp/CIFAR10/ddpmpp_nll_st.py --workdir runs/cifar10 \\
       --config.eval.dequantization=truncated_normal --config.eval.importance_samples=20
@@ -31,6 +32,7 @@ def parser() -> cli.Parser:
     option = parser.add_argument_group("bits/dim").add_argument
     option("--step", type=int, help="the checkpoint's step; the newest by default")
     weights.add_options(parser)
+    profiling.add_option(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
     parser.set_defaults(shards=True)
     return parser
@@ -40,7 +42,10 @@ def parser() -> cli.Parser:
 def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
     """Runs the command on the devices of a mesh, by default on all; returns what is in its JSON file."""
     config, workdir, mesh = arguments.config, arguments.workdir, mesh or sharding.mesh()
+    trace = profiling.BatchTrace(workdir, "eval") if arguments.profile else None
     if arguments.metrics:
+        if trace:
+            raise ConfigError("--profile: traces bits/dim, so leave out --metrics")
         if jax.process_index() == 0:
             print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)
         result = sample_quality.from_arguments(arguments, mesh, tables.show_quality)
@@ -50,8 +55,11 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
         chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim
-        evaluate = functools.partial(bits_per_dim.evaluate, folder=chosen.folder(workdir / "eval"), about=chosen.about)
-        result = evaluate(config, chosen.model, chosen.params, chosen.about["step"], images, workdir, mesh, show)
+        folder, about = chosen.folder(workdir / "eval"), chosen.about
+        evaluate = functools.partial(bits_per_dim.evaluate, folder=folder, about=about, trace=trace)
+        result = evaluate(config, chosen.model, chosen.params, about["step"], images, workdir, mesh, show)
+    if trace:
+        trace.finish()
     page.refresh_existing(workdir)
     return result
 

@@ -12,7 +12,7 @@ from score_st.config import ConfigError
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import cli, mirror, places, sharding
+from score_st.runtime import cli, mirror, places, profiling, sharding
 from score_st.runtime.workdir import write_text
 
 EXAMPLES = """\
@@ -42,6 +42,7 @@ def parser() -> cli.Parser:
     generation.add_options(parser)
     weights.add_options(parser)
     parser.set_defaults(shards=True)
+    profiling.add_option(parser)
     return parser
 
 
@@ -59,10 +60,14 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     settings = {"seed": arguments.seed} | chosen.about
     settings |= {f"sampling.{key}": value for key, value in config.sampling.to_dict().items()}
     generation.claim_folder(folder, settings)
+    trace = profiling.BatchTrace(arguments.workdir, "sample") if arguments.profile else None
     start = time.perf_counter()
-    run, generate = generation.runner(config, chosen.params, mesh), generation.generator(config, model, arguments.seed)
+    run = generation.runner(config, chosen.params, mesh, trace)
+    generate = generation.generator(config, model, arguments.seed)
     nfe = generation.write_shards(config, run, generate, arguments.num, folder)
     seconds = time.perf_counter() - start
+    if trace:
+        trace.finish()
     frames = None
     if arguments.trajectory:
         generate = generation.generator(config, model, arguments.seed, FRAMES)

@@ -16,8 +16,9 @@ from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
+from score_st.planning import utilization
 from score_st.reporting import page
-from score_st.runtime import cli, mirror, sharding, storage
+from score_st.runtime import cli, mirror, profiling, sharding, storage
 from score_st.runtime.workdir import claim_workdir, write_text
 from score_st.training import loop, optimizer
 from score_st.training import step as stepping
@@ -71,7 +72,11 @@ def keep_programs(workdir: Path, platform: str) -> None:
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, base: Mapping[str, Any] | None = None, mesh: Mesh | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    base: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    chips: Mapping[str, utilization.Peaks] = utilization.CHIPS,
 ) -> TrainState:
     """Trains in `workdir`. Whatever can be wrong with the request is found before anything is written.
 
@@ -80,6 +85,7 @@ def train(
       workdir: where it is, or will be.
       base: the configuration file, see `cli.parse`.
       mesh: the devices, by default all.
+      chips: peak FLOP/s of devices, by a pattern of their kind.
 
     Returns:
       The final state.
@@ -88,6 +94,7 @@ def train(
       ConfigError: the request can't be met.
     """
     devices = None if mesh is None else list(mesh.devices.flat)
+    profiling.parse_steps(config.training.profile_steps)
     step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
     eval_mesh = sharding.mesh(devices=devices)
     model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
@@ -102,7 +109,8 @@ def train(
     workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
-    return loop.fit(config, workdir, step_config, images, at_snapshot)
+    used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)
+    return loop.fit(config, workdir, step_config, images, at_snapshot, used)
 
 
 def parser() -> cli.Parser:

@@ -55,7 +55,7 @@ def test_training_resumes(workdir, one_device):
     expected = [json.loads(line) for line in (workdir / "expected.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line, old in zip(lines[2:], expected, strict=True):
-        assert list(line) == [*old, "eval_nelbo"]
+        assert list(line) == [*old, "eval_nelbo", "tflops_per_s", "arithmetic", "goodput"]
         for key in ("loss", "gradient_norm", "tau", "eval_loss"):
             assert line[key] == pytest.approx(old[key], rel=1e-5)
 

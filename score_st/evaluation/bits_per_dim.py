@@ -16,6 +16,7 @@ from score_st.diffusion import time_sampling
 from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
+from score_st.runtime import profiling
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
@@ -137,6 +138,7 @@ def evaluate(
     show: Callable[[dict], None] = lambda result: None,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
+    trace: profiling.BatchTrace | None = None,
 ) -> dict[str, Any]:
     """Evaluates the weights on all images, with full precision of matrix products on every backend.
 
@@ -154,6 +156,7 @@ def evaluate(
       show: called on one process with the figures, before the curves over t, which may take as long again.
       folder: where the files go, by default eval/ of the workdir.
       about: what is written of the weights; by default that they are the EMA.
+      trace: of one batch, for --profile.
 
     Returns:
       What is in bpd.json.
@@ -167,7 +170,7 @@ def evaluate(
     with jax.default_matmul_precision("highest"):
         sums = {"weights_crc32": provenance.checksum(params), "images_crc32": provenance.checksum(images)}
         results = runner.open_results(folder / "bpd.jsonl", settings | sums)
-        run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group)
+        run = runner.ImageRunner(params, images, section.batch_size, config.seed, results, mesh, section.group, trace)
         data = {"dataset": config.data.dataset, "split": "test", "images": len(images)}
         data |= {"dequantization": evaluation.model.scaler.dequantization, "num_levels": config.data.num_levels}
         data |= {"sde": config.training.sde, "truncation_time": model.sde.eps}

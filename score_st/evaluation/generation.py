@@ -19,7 +19,7 @@ from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import progress, resumable
+from score_st.runtime import profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -86,10 +86,10 @@ def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int 
     return generate
 
 
-def runner(config: ConfigDict, params: Any, mesh: Mesh) -> BatchRunner:
-    """Returns the runner for `batches`: sampling.group images on each device at a time."""
+def runner(config: ConfigDict, params: Any, mesh: Mesh, trace: profiling.BatchTrace | None = None) -> BatchRunner:
+    """Returns the runner for `batches`: sampling.group images on each device at a time; `trace` is for --profile."""
     group = config.sampling.group
-    return BatchRunner(params, mesh.size * group, mesh, group)
+    return BatchRunner(params, mesh.size * group, mesh, group, trace)
 
 
 def batches(run: BatchRunner, generate: Callable, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -174,6 +174,10 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
     loop = progress.Loop("samples", 0, num, "images", seconds=2)
     results = resumable.JobFiles(folder, SHARDS, resumable.NPZ, writes=jax.process_index() == 0)
     drawn: set[int] = set()
+    if run.trace:
+        firsts = (first for first in range(0, num, size) if (first,) not in results)
+        starts = lambda first: range(first - first % run.group, min(first + size, num), run.batch_size)
+        run.trace.expect(sum(len(starts(first)) for first in firsts))
     for first in range(0, num, size):
         stop = min(first + size, num)
 

@@ -3,6 +3,7 @@
 What a killed and resumed run leaves at the end is what an uninterrupted run leaves.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from score_st.data import pipeline
 from score_st.data.images import Images
+from score_st.runtime import profiling
 from score_st.runtime.resumable import JsonLines, Result
 
 
@@ -32,7 +34,9 @@ class BatchRunner:
     to the bit. An adaptive solver needs that: a rounding error becomes another sequence of steps.
     """
 
-    def __init__(self, params: Any, batch_size: int, mesh: Mesh, group: int = 0) -> None:
+    def __init__(
+        self, params: Any, batch_size: int, mesh: Mesh, group: int = 0, trace: profiling.BatchTrace | None = None
+    ) -> None:
         """Copies the parameters to each device of this process.
 
         Args:
@@ -40,7 +44,9 @@ class BatchRunner:
           batch_size: images of a batch over all devices, a multiple of their number times `group`.
           mesh: the devices.
           group: images computed together on a device; 0 is all of its share of the batch.
+          trace: of one batch, for --profile.
         """
+        self.trace = trace
         self.batch_size, self.devices = batch_size, list(mesh.devices.flat)
         self.group = group or batch_size // len(self.devices)
         params = jax.tree.map(np.asarray, params)
@@ -66,9 +72,10 @@ class BatchRunner:
             with jax.default_matmul_precision(precision):
                 return [function(self.params[device], *jax.device_put(groups[i], device), *arguments) for i in share]
 
-        # in threads, since each device compiles on its first call
-        outputs = [output for share in self.pool.map(compute_share, self.params) for output in share]
-        results = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]), *outputs)
+        with self.trace.batch() if self.trace else contextlib.nullcontext():
+            # in threads, since each device compiles on its first call
+            outputs = [output for share in self.pool.map(compute_share, self.params) for output in share]
+            results = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]), *outputs)
         return multihost_utils.process_allgather(results, tiled=True) if jax.process_count() > 1 else results
 
 
@@ -76,7 +83,15 @@ class ImageRunner(BatchRunner):
     """Runs a function over all images of a data set, each image once, and stores its results."""
 
     def __init__(
-        self, params: Any, images: Images, batch_size: int, seed: int, results: JsonLines, mesh: Mesh, group: int = 0
+        self,
+        params: Any,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        results: JsonLines,
+        mesh: Mesh,
+        group: int = 0,
+        trace: profiling.BatchTrace | None = None,
     ) -> None:
         """See `BatchRunner`.
 
@@ -88,8 +103,9 @@ class ImageRunner(BatchRunner):
           results: where the batches are stored.
           mesh: the devices.
           group: images computed together on a device; 0 is all of its share of the batch.
+          trace: of one batch, for --profile.
         """
-        super().__init__(params, batch_size, mesh, group)
+        super().__init__(params, batch_size, mesh, group, trace)
         self.images, self.seed, self.results = images, seed, results
 
     def __call__(
@@ -118,6 +134,9 @@ class ImageRunner(BatchRunner):
         columns = [pipeline.padded(array, self.batch_size) for array in (self.images, indices, *per_image)]
         parts: list[Result] = []
         done = 0
+        if self.trace:
+            numbers = range(-(-len(self.images) // self.batch_size))
+            self.trace.expect(sum((name, repeat, number) not in self.results for number in numbers))
         for number, batch in enumerate(zip(*columns, strict=True)):
             mask = batch[0][1]
 

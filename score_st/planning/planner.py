@@ -21,6 +21,7 @@ from score_st.diffusion import losses, sde
 from score_st.evaluation import generation, image_terms
 from score_st.model import DiffusionModel
 from score_st.planning import hlo, tpu
+from score_st.planning.utilization import forward_flops
 from score_st.runtime import resumable, sharding
 from score_st.training import step
 
@@ -63,14 +64,6 @@ class Job:
     forward: float
     loops: int = 1
     passes: int = 1
-
-
-def forward_flops(model: DiffusionModel, images: int) -> float:
-    """Returns the FLOPs of a forward pass of the network."""
-    x, time_cond = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((images, *model.image_shape), (images,)))
-    network = jax.jit(lambda params, x, time_cond: model.apply(params)(x, time_cond, None))
-    cost: Any = network.lower(model.abstract_params, x, time_cond).cost_analysis()
-    return cost["flops"]
 
 
 def _bytes(tree: Any) -> int:

@@ -20,6 +20,7 @@ JSON_FILES = {  # by field of `Run`
     "samplers": "eval/samplers.json",
     "quality": "eval/quality.json",
     "parameters": "parameters.json",
+    "traces": "profile/operations.json",
 }
 
 
@@ -41,6 +42,7 @@ class Run:
     samplers: dict[str, Any]
     quality: dict[str, Any]
     parameters: list[dict[str, Any]]
+    traces: dict[str, Any]
     notes: list[str]
 
     def column(self, key: str) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:

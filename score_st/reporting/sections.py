@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import math
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -325,8 +326,7 @@ def configuration(runs: list[Run]) -> list[Block]:
 
 
 def speed(runs: list[Run]) -> list[Block]:
-    """The speed of training and evaluation."""
-    curves = [curve for style, run in enumerate(runs) for curve in run.curves("steps_per_s", style)]
+    """The speed of training and evaluation, and traces of the profiler."""
     rows: dict[str, list[str]] = {}
     for i, run in enumerate(runs):
         values = {}
@@ -334,6 +334,15 @@ def speed(runs: list[Run]) -> list[Block]:
             values["training, steps/s (median)"] = f"{np.median(per_s):.3g}"
             if isinstance(batch := run.config.get("training.batch_size"), int):
                 values["training, images/s (median)"] = f"{batch * np.median(per_s):,.3g}"
+        names = ", ".join(dict.fromkeys(line["arithmetic"] for line in run.metrics if "arithmetic" in line))
+        for key, name, form in (
+            ("tflops_per_s", "training, TFLOP/s of a device (median)", "{:.3g}"),
+            ("mfu", f"training, MFU in {names} (median)", "{:.1%}"),
+        ):
+            if len(column := run.column(key)[1]):
+                values[name] = form.format(np.median(column))
+        if len(shares := run.column("goodput")[1]):
+            values["training, goodput: share of time in steps (last)"] = f"{shares[-1]:.1%}"
         if len(waits := run.column("data_wait")[1]):
             values["training, share of time spent waiting for data (median)"] = f"{np.median(waits):.2%}"
         for key in (key for key in BPD if f"{key}_seconds_per_image" in run.bpd):
@@ -344,8 +353,34 @@ def speed(runs: list[Run]) -> list[Block]:
             rows.setdefault(name, ["–"] * len(runs))[i] = value
     head = ["figure", *(run.name for run in runs)]
     shown = table("Measured speeds", head, [[name, *cells] for name, cells in rows.items()])
-    caption = "Speed of training, with everything that a step waits for"
-    return shown + grid(figure(caption, [Panel("steps/s", curves)], "step"))
+    curves = lambda key: [curve for style, run in enumerate(runs) for curve in run.curves(key, style)]
+    charts = (
+        ("Speed of training, with everything that a step waits for", [Panel("steps/s", curves("steps_per_s"))]),
+        ("Arithmetic of a device", [Panel("TFLOP/s", curves("tflops_per_s")), Panel("MFU", curves("mfu"))]),
+        ("Share of time in steps since the run began", [Panel("goodput", curves("goodput"))]),
+    )
+    shown += grid(block for caption, panels in charts for block in figure(caption, panels, "step"))
+    return shown + [block for run in runs for block in traces(run, len(runs) == 1)]
+
+
+def traces(run: Run, linked: bool) -> list[Block]:
+    """The operations that took longest in each trace of a run, and where the trace is, relative to the workdir."""
+    blocks: list[Block] = []
+    for name, trace in run.traces.items():
+        head = ["operation", "program", "calls", "ms", "share"]
+        rows = [
+            [row["name"], row["program"] or "–", f"{row['calls']:,}", number(row["ms"], 3), f"{row['share']:.1%}"]
+            for row in trace["operations"]
+        ]
+        about = f"{trace['about']} on {trace['device']}" + ("" if linked else f", {run.name}")
+        caption = f"The longest operations of {number(trace['ms'], 1)} ms: {about}"
+        blocks += table(caption, head, rows, numeric=False)
+        if linked:
+            target = f"profile/plugins/profile/{urllib.parse.quote(name, safe='')}/"
+            blocks += [
+                {"macro": "link", "before": "The trace, in the workdir, for XProf or TensorBoard: ", "target": target}
+            ]
+    return blocks
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[list[Run]], list[Block]]], ...] = (  # id, heading, blocks

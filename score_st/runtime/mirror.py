@@ -34,7 +34,7 @@ MARKER = "commit_success.txt"  # which Orbax writes last into a checkpoint
 PART = re.compile(r"(?P<name>.+)\.(?P<generation>\d{4})\.(?P<offset>\d{12})")
 STEP = re.compile(r"(?P<folder>(?P<kind>checkpoints|averages)/\d+)/")
 OPENED_BY_OTHERS = ("checkpoints/", "averages/", "compiled/")  # on gs://, by Orbax and JAX
-NEVER_READ = ("tensorboard/", "profile/")
+NEVER_READ = ("tensorboard/", "profile/plugins/")
 MOST_PARTS = 200  # of a log, before they become one
 
 

@@ -62,14 +62,17 @@ class Loop:
         """Takes the steps up to `step` as done before, in no time."""
         self.last = (step, self.now())
 
+    def speed(self, step: int) -> float:
+        """Returns the steps/s since the last line, now that `step` is done."""
+        return (step - self.last[0]) / max(self.now() - self.last[1], 1e-9)
+
     def __call__(self, step: int, text: str = "") -> float:
         """Shows that `step` is done, together with `text`, unless it is too soon.
 
         Returns:
           The steps/s since the last line.
         """
-        now = self.now()
-        speed = (step - self.last[0]) / max(now - self.last[1], 1e-9)
+        now, speed = self.now(), self.speed(step)
         if step < self.stop and now - self.last[1] < (min(self.seconds, 0.2) if self.live else self.seconds):
             return speed
         self.last = (step, now)

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import functools
 import json
 import math
@@ -22,7 +23,8 @@ from score_st.array_types import Array, Key, Shaped, UInt8
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.diffusion import time_sampling
-from score_st.runtime import distributed, progress, sharding
+from score_st.runtime import distributed, profiling, progress, sharding
+from score_st.runtime.goodput import Goodput
 from score_st.runtime.workdir import write_text
 from score_st.training import averages, checkpoints, stored_weights
 from score_st.training import step as stepping
@@ -49,14 +51,26 @@ class Means(clu.metrics.CollectingMetric):
         return {name: float(np.mean(np.hstack(values))) for name, values in self.values.items()}
 
 
+Figures = Callable[[float], Mapping[str, float | str]]  # what else the log says of a number of steps/s
+# on the terminal
+SHOWN = {"tflops_per_s": "{:.3g} TFLOP/s", "mfu": "MFU {:.1%}", "goodput": "goodput {:.1%}"}
+
+
 class Log:
     """Writes `metrics.jsonl`, TensorBoard events and lines on the terminal, on process 0."""
 
-    def __init__(self, workdir: Path, start: int, stop: int) -> None:
-        """Opens the log of a run that begins or resumes at step `start` and ends at `stop`."""
+    def __init__(self, workdir: Path, start: int, stop: int, figures: Figures = lambda steps_per_s: {}) -> None:
+        """Opens the log of a run that begins or resumes at step `start` and ends at `stop`.
+
+        Args:
+          workdir: of the run.
+          start: the steps that are done already.
+          stop: the last step.
+          figures: of the speed, such as tflops_per_s, mfu and goodput.
+        """
         import tensorboardX
 
-        self.progress = progress.Loop("step", start, stop, "steps")
+        self.progress, self.figures = progress.Loop("step", start, stop, "steps"), figures
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, the steps past the checkpoint are done again
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -66,15 +80,15 @@ class Log:
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
 
-    def __call__(self, step: int, **values: Shaped[Array, ""] | float) -> None:
-        """Appends a line to `metrics.jsonl`, and scalars to TensorBoard."""
+    def __call__(self, step: int, **values: Shaped[Array, ""] | float | str) -> None:
+        """Appends a line to `metrics.jsonl`, and what is a number to TensorBoard."""
         if not self.writes:
             return
-        scalars = {key: float(value) for key, value in values.items()}
+        line = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for key, value in scalars.items():
-            if np.isfinite(value):  # TensorBoard warns of others
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        for key, value in line.items():
+            if not isinstance(value, str) and np.isfinite(value):  # TensorBoard warns of others
                 self.board.add_scalar(key, value, step)
         self.board.flush()
 
@@ -87,10 +101,12 @@ class Log:
           waited: seconds spent waiting for data since then, logged as a fraction of the time.
           **values: what else to log and show.
         """
-        count = step - self.progress.last[0]
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items())
-        speed = self.progress(step, shown)
-        self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values)
+        count, speed = step - self.progress.last[0], self.progress.speed(step)
+        figures = self.figures(speed)
+        shown = [f"{key} {value:.4f}" for key, value in {"loss": means["loss"], **values}.items()]
+        shown += [text.format(figures[key]) for key, text in SHOWN.items() if key in figures]
+        self.progress(step, "  ".join(shown))
+        self(step, steps_per_s=speed, data_wait=waited * speed / count, **means, **values, **figures)
 
     def parameters(self, params: Any) -> None:
         """Writes the names, shapes and sizes of the network's parameters to `parameters.json`, and shows the first."""
@@ -103,6 +119,7 @@ class Log:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
 
 
+Splits = Mapping[str, Images]
 Snapshot = Callable[[TrainState, Log], None]
 
 
@@ -241,7 +258,7 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
 
 
 def fit(
-    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Mapping[str, Images], snapshot: Snapshot
+    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
 ) -> TrainState:
     """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
@@ -252,6 +269,7 @@ def fit(
       images: those of "train" and of "test", uint8 [N, H, W, C].
       snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
         when it is done, so that an interrupted one is called again.
+      speed: what else the log says of it.
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
@@ -260,14 +278,15 @@ def fit(
     checkpoint = saver(checkpoints.manager(workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
+    goodput = Goodput(workdir, start, jax.process_index() == 0)
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
-    steps, held_out = compiled_steps(step_config), compiled_eval(config, step_config, images["test"])
-    log, means = Log(workdir, start, stop), Means.empty()
+    steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
+    steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
+    log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
     if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
         snapshot(current, log)
-
     batches = Batches(stream(config, images["train"]).batches(start, stop))
     preemption.listen()
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
@@ -278,17 +297,20 @@ def fit(
 
         # a line of the log
         if first or due(training.log_freq):
+            logged = means.compute()  # waits for the steps
             extra = held_out(current, step, key) if due(training.eval_freq) else {}
-            log.train(step, means.compute(), batches.waited(), **extra)
+            log.train(step, logged, batches.waited(), **extra)
             check_finite(step, metrics["loss"], checkpoint.settle)
             means = Means.empty()
 
         # a checkpoint
         at_snapshot = due(training.snapshot_freq)
         preempted = preemption.reached(wait=at_snapshot)
-        with checkpoints.rescuing(config.storage.rescue, workdir, checkpoint, current):
-            if at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-                check_finite(step, metrics["loss"], checkpoint.settle)
+        if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
+            check_finite(step, metrics["loss"], checkpoint.settle)
+            goodput.keep(step)
+        with goodput.aside(), checkpoints.rescuing(config.storage.rescue, workdir, checkpoint, current):
+            if saves:
                 store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
                 checkpoint.save(step, current)
             store(step, current)
@@ -298,12 +320,11 @@ def fit(
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)
 
-        # what the command does at a snapshot; a SIGTERM then ends the program at once, as nothing would be lost
         if at_snapshot:
-            preemption.pause()
-            snapshot(current, log)
-            preemption.listen()
+            with goodput.aside(), ended_at_once(preemption):
+                snapshot(current, log)
     preemption.listen(False)
+    goodput.end()
     return current
 
 
@@ -311,6 +332,14 @@ def snapshot_is_done(workdir: Path, step: int) -> bool:
     """Whether the last complete snapshot was that of `step`."""
     path = workdir / "snapshot"
     return path.exists() and path.read_text() == str(step)
+
+
+@contextlib.contextmanager
+def ended_at_once(preemption: distributed.Preemption) -> Iterator[None]:
+    """Lets SIGTERM end the program at once during what is inside, as nothing would be lost."""
+    preemption.pause()
+    yield
+    preemption.listen()
 
 
 def stop_preempted(progress: str, preemption: distributed.Preemption) -> NoReturn:

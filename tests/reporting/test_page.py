@@ -15,6 +15,7 @@ from support.workdirs import make_workdir, write
 from score_st.reporting import page
 
 HOSTILE = """<img src=x onerror=alert(1)>&"'$x^$ </script><script>alert(2)</script> ${title} $nav"""
+TRACE = "profile/plugins/profile/steps_3-5/"
 VOID = {"meta", "link", "img", "br", "use", "path"}
 CHROMIUM = shutil.which("chromium")
 
@@ -73,6 +74,11 @@ def test_what_is_shown(tmp_path):
     assert "default data.centered True False data.dataset DIGITS CIFAR10" in cells
     assert "Parameters of the network: 1,004 name shape size Dense_0/bias 4 4 Dense_0/kernel 250×4 1,000" in cells
     assert "training, share of time spent waiting for data (median) 1.25%" in cells
+    assert "training, TFLOP/s of a device (median) 12.5 training, MFU in bfloat16 (median) 25.0%" in cells
+    assert "goodput: share of time in steps (last) 75.0%" in cells
+    assert "The longest operations of 50.0 ms: steps 3 to 5 of training on TPU v4" in cells
+    assert "conv.1 jit_train_step 1,200 30.500 61.0%" in cells
+    assert document.of("a")[-1]["href"] == TRACE
 
 
 def test_side_by_side(tmp_path):
@@ -103,7 +109,9 @@ def test_everybody_can_read_it(tmp_path):
     assert levels[0] == 1 and levels.count(1) == 1 and max(np.diff(levels)) <= 1
     assert len(document.of("caption")) == len(document.of("table")) and all("scope" in th for th in document.of("th"))
     ids = [element["id"] for _, element in document.elements if "id" in element]
-    assert len(set(ids)) == len(ids) and {a["href"] for a in document.of("a")} <= {f"#{name}" for name in ids}
+    assert len(set(ids)) == len(ids) and {a["href"] for a in document.of("a")} <= {f"#{name}" for name in ids} | {
+        TRACE
+    }
     css = "".join(document.texts["style"])
     schemes = [dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in css.split("@media screen")[:2]]
     assert [len(scheme) for scheme in schemes] == [14, 14]
@@ -132,10 +140,11 @@ def hostile(tmp_path):
     name = HOSTILE.replace("/", "\N{FRACTION SLASH}")
     workdir = make_workdir(tmp_path / name)
     names = "config.json", "config_base.json", "eval/samplers.json", "eval/bpd.json", "eval/quality.json"
-    for file in (*names, "parameters.json"):
+    for file in (*names, "parameters.json", "profile/operations.json"):
         value = json.loads((workdir / file).read_text())
         texts = {"FID": HOSTILE, "ddim": HOSTILE, "prior": HOSTILE, "configs/mine.py": HOSTILE, "DIGITS": HOSTILE}
         texts |= {"jax": HOSTILE, "f": HOSTILE, "dir": HOSTILE, "Dense_0/bias": HOSTILE}
+        texts |= {"steps_3-5": HOSTILE, "conv.1": HOSTILE, "TPU v4": HOSTILE}
         text = json.dumps(value)
         for old, new in texts.items():
             text = text.replace(f'"{old}"', json.dumps(new))
@@ -151,7 +160,9 @@ def test_nothing_in_it_runs(hostile):
     for _, attributes in document.elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/", "data:,"))
+            assert attributes.get(name, "#").startswith(
+                ("#", "data:image/", "data:,", "profile/plugins/profile/%3Cimg")
+            )
     assert document.texts["h1"] == [hostile.name]
     assert HOSTILE in document.texts["th"] and HOSTILE in document.texts["td"] and HOSTILE in document.texts["span"]
 
@@ -166,7 +177,12 @@ def test_damaged_files_are_left_out(tmp_path, capsys, content):
     (workdir / "metrics.jsonl").write_text(
         '{"step": 10, "loss": 2}\nno JSON\n\n[3]\n{"loss": 1}\n{"step": 20, "loss": 1}\n{"st'
     )
-    damaged = [*workdir.glob("*.json"), *workdir.glob("eval/*"), *workdir.glob("snapshots/*")]
+    damaged = [
+        *workdir.glob("*.json"),
+        *workdir.glob("eval/*"),
+        *workdir.glob("snapshots/*"),
+        *workdir.glob("profile/*"),
+    ]
     for path in damaged:
         path.write_text(content, "latin-1")
     page.refresh(workdir)

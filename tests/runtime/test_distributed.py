@@ -36,10 +36,27 @@ def environment(tmp_path_factory):
 def uninterrupted(environment, tmp_path_factory):
     """The workdir of a run of 2 processes with 2 devices each."""
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    code, output = ended(launched(environment, workdir, "--devices", 2, command=COMMAND))
+    command = [*COMMAND, "--config.training.profile_steps=5-6"]
+    code, output = ended(launched(environment, workdir, "--devices", 2, command=command))
     assert code == 0, output
     assert output.count("step 8/8") == 1  # process 0 alone prints
     return workdir
+
+
+def test_traces_of_two_processes_lie_together(uninterrupted):
+    """XProf shows the files of one folder as those of one run."""
+    traces = sorted((uninterrupted / "profile/plugins/profile/steps_5-6").glob("*.xplane.pb"))
+    assert [path.name.rpartition("_")[2] for path in traces] == ["0.xplane.pb", "1.xplane.pb"]
+    for path in traces:
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        steps = {
+            dict(event.stats)["step_num"]
+            for plane in planes
+            for line in plane.lines
+            for event in line.events
+            if event.name == "train"
+        }
+        assert steps == {5, 6}
 
 
 def test_one_process_begins_what_two_finish(environment, uninterrupted, tmp_path):

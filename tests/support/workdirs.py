@@ -24,7 +24,8 @@ def make_workdir(workdir: Path, k: float = 1.0) -> Path:
     base = config.load(ROOT / "configs/vp/DIGITS/ddpmpp_nll_st.py")
     settings = json.loads(config.to_json(base)) | {"seed": 7}
     settings["training"]["k"] = k
-    steady = {"gradient_norm": 2.0, "steps_per_s": 5.0, "data_wait": 0.0125}
+    steady = {"gradient_norm": 2.0, "steps_per_s": 5.0, "data_wait": 0.0125, "arithmetic": "bfloat16"}
+    steady |= {"tflops_per_s": 12.5, "mfu": 0.25, "goodput": 0.75}
     lines = [{"step": 10 * i, "loss": 8 / i, "tau": 0.01 / i, "eval_loss": 9 / i} | steady for i in range(1, 9)]
     lines += [{"step": 40, "nll": 2.5, "nelbo": 2.75}, {"step": 80, "nll": 1.875, "nelbo": 2.0}]
     t = np.geomspace(1e-5, 1, 5)
@@ -46,6 +47,9 @@ def make_workdir(workdir: Path, k: float = 1.0) -> Path:
         {"name": "Dense_0/kernel", "shape": [250, 4], "size": 1000},
     ]
     write(workdir / "parameters.json", rows)
+    operations = [{"name": "conv.1", "program": "jit_train_step", "calls": 1200, "ms": 30.5, "share": 0.61}]
+    trace = {"about": "steps 3 to 5 of training", "device": "TPU v4", "ms": 50.0, "operations": operations}
+    write(workdir / "profile/operations.json", {"steps_3-5": trace})
     (workdir / "snapshots").mkdir()
     for step, size in ((40, 16), (80, 2000)):  # the second is too large for the page
         pixels = np.arange(size**2, dtype=np.uint8).reshape(size, size)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from score_st import config, report, sample, train
 from score_st import eval as eval_command
 from score_st.evaluation import generation, image_terms, runner
 from score_st.model import DiffusionModel
+from score_st.planning import utilization
 from score_st.runtime import sharding
 from score_st.training import loop
 from score_st.training import step as stepping
@@ -32,11 +34,13 @@ def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     options.append("--config.training.averages=10")
     code = "import jax, sys; from score_st import train; from score_st.runtime import sharding; "
     code += "train.main(sys.argv[1:], sharding.mesh(devices=jax.devices()[:1]))"
-    process = start(os.environ, sys.executable, "-c", code, *options, "--workdir", cut)
+    profile = "--config.training.profile_steps=2-30"  # may change
+    process = start(os.environ, sys.executable, "-c", code, *options, profile, "--workdir", cut)
     while process.poll() is None and not list(cut.glob("checkpoints/*/commit_success.txt")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    assert "step 40/40" not in ended(process)[1]
+    output = ended(process)[1]
+    assert re.search(r"step 1/40  loss .* TFLOP/s  goodput [\d.]+%  .* steps/s", output) and "step 40/40" not in output
     for workdir in (cut, uninterrupted):
         train.main([*options, "--quiet", "--workdir", str(workdir)], one_device)
     (first, step), (second, _) = (final_state(path) for path in (uninterrupted, cut))
@@ -48,7 +52,37 @@ def test_killed_and_started_again_ends_with_the_same_bits(one_device, tmp_path):
     logs = [[json.loads(line) for line in (path / "metrics.jsonl").open()] for path in (uninterrupted, cut)]
     steps = [{line["step"] for line in log} for log in logs]
     assert steps[0] == {1, 10, 20, 30, 40} and steps[0] <= steps[1]  # where it resumed, there is a line more
-    assert {"loss", "steps_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
+    assert {"loss", "steps_per_s", "tflops_per_s", "data_wait", "gradient_norm", "tau"} <= set(logs[0][0])
+    assert all(0 < line["goodput"] < 1 and line["arithmetic"] == "float32" for log in logs for line in log)
+    kept = [json.loads((path / "goodput.json").read_text()) for path in (uninterrupted, cut)]
+    assert list(kept[0]["seconds"]) == [str(step) for step in (*range(3, 40, 3), 40)]
+    for figures, log in zip(kept, logs, strict=True):
+        seconds = list(figures["seconds"].values())
+        assert seconds == sorted(seconds) and 0 < seconds[0]
+        # the last line was written just before the last checkpoint and the end
+        share = seconds[-1] / (figures["ended"] - figures["began"])
+        assert share <= log[-1]["goodput"] < 2 * share
+
+
+def test_the_log_has_the_utilization_of_the_chip(tmp_path, one_device, capsys):
+    """With a table of chips in which a CPU has 1 GFLOP/s; and a trace of some steps."""
+    settings = {"training.n_iters": "6", "training.log_freq": "2", "training.eval_freq": "6"}
+    settings |= {"training.profile_steps": "3-4"}
+    train.train(config.load(SMALL, settings), tmp_path, mesh=one_device, chips={"cpu": {"float32": 1e9}})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    flops = 3 * utilization.forward_flops(DiffusionModel.from_config(config.load(SMALL)), 16)
+    for line in lines:
+        assert line["tflops_per_s"] == pytest.approx(flops * line["steps_per_s"] / 1e12)
+        assert line["mfu"] == pytest.approx(line["tflops_per_s"] * 1e12 / 1e9)
+    assert capsys.readouterr().err == ""
+    trace = json.loads((tmp_path / "profile/operations.json").read_text())["steps_3-4"]
+    assert {row["program"] for row in trace["operations"]} == {"jit_train_step"} and len(trace["operations"]) == 10
+
+
+def test_steps_to_profile_are_checked_first(tmp_path, capsys):
+    argv = ["--config", SMALL, "--workdir", tmp_path / "run", "--config.training.profile_steps=4-3"]
+    error = refused(capsys, train.main, argv)
+    assert "config.training.profile_steps='4-3': should be two steps A-B" in error and not (tmp_path / "run").exists()
 
 
 def test_the_log_has_the_share_of_time_that_waits_for_data(tmp_path):
@@ -116,14 +150,20 @@ def test_a_run_leaves_its_files_and_figures(trained):
 def test_sample_eval_and_report_of_a_run(trained, one_device, tmp_path):
     workdir, arguments = trained
     before = json.loads((workdir / "eval/bpd.json").read_text())
-    sample.main([*arguments, "--num", "5"], one_device)
+    sample.main([*arguments, "--num", "5", "--profile"], one_device)
     images = generation.read_shards(workdir / "samples")
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
     about = json.loads((workdir / "samples/samples.json").read_text())
     assert about["images"] == 5 and about["nfe"] > 10 and about["settings"]["step"] == 300
     (workdir / "report.html").write_text("old")
-    eval_command.main([*arguments, "--config.eval.nelbo_iter=1"], one_device)
-    assert "Samples of run after 300 updates" in (workdir / "report.html").read_text()
+    eval_command.main([*arguments, "--config.eval.nelbo_iter=1", "--profile"], one_device)
+    page = (workdir / "report.html").read_text()
+    assert "Samples of run after 300 updates" in page
+    traces = json.loads((workdir / "profile/operations.json").read_text())
+    assert [trace["about"] for trace in traces.values()] == ["a batch of sample", "a batch of eval"]
+    for name, trace in traces.items():
+        assert list((workdir / "profile/plugins/profile" / name).glob("*.xplane.pb"))
+        assert len(trace["operations"]) == 10 and trace["operations"][0]["name"] in page
     assert json.loads((workdir / "eval/bpd.json").read_text())["nll"] == pytest.approx(before["nll"], abs=1e-5)
     report.main(["--workdir", str(workdir), str(workdir), "--out", str(tmp_path / "both.png")])
     assert (tmp_path / "both.png").stat().st_size > 10000
