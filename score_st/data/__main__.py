@@ -17,7 +17,7 @@ from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
 from score_st.data.images import Images, LazyImages, remarks
 from score_st.reporting import image_grid
-from score_st.runtime import cli, progress
+from score_st.runtime import cli, mirror, places, progress
 from score_st.runtime.workdir import write_text
 
 EXAMPLES = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
   python -m score_st.data --config configs/vp/CELEBA/ddpmpp_nll_st.py --config.data.dir=celeba --workdir runs/celeba
   python -m score_st.data --config configs/vp/CELEBA/ddpmpp_nll_st.py --config.data.dir=celeba \\
       --config.data.prepared=celeba64 --config.data.download=True
+  python -m score_st.data --config configs/vp/CELEBA/ddpmpp_nll_st.py --config.data.dir=celeba --to gs://bucket/celeba64
   python -m score_st.data --config mine.py --config.data.dataset=FOLDER --config.data.dir=photographs"""
 
 
@@ -117,7 +118,10 @@ def reading_speed(config: ConfigDict, images: Images) -> float:
 def parser() -> cli.Parser:
     """Returns the parser of the command line."""
     about = "Checks a data set: statistics, reading speed, a picture of examples. Prepares copies (data.prepared)."
-    return cli.parser("data", about, EXAMPLES, workdir=".")
+    parser = cli.parser("data", about, EXAMPLES, workdir=".")
+    help = "folder or bucket for prepared copies, to be named by data.prepared later"
+    parser.add_argument_group("copies").add_argument("--to", type=places.folder, metavar="DIR", help=help)
+    return parser
 
 
 @cli.command(parser)
@@ -128,6 +132,11 @@ def main(arguments: argparse.Namespace) -> None:
       ConfigError: the data set can't be read, or the results can't be written.
     """
     config, out = arguments.config, arguments.workdir / f"data_{arguments.config.data.dataset}"
+    if arguments.to:
+        if config.data.prepared:
+            raise ConfigError(f"--to {arguments.to}: data.prepared names a folder, too; leave one of them out")
+        with config.unlocked():
+            config.data.prepared = str(arguments.to)
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
         images = {split: prepare(config, split, images[split]) for split in images}
@@ -144,7 +153,7 @@ def main(arguments: argparse.Namespace) -> None:
     for split, numbers in surveys.items():
         print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in numbers.items()))
     print("scaled for the network: " + ", ".join(f"{key}={value}" for key, value in moments.items()))
-    print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {out}.png and {out}.json")
+    print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {mirror.shown(out)}.png and .json")
 
 
 if __name__ == "__main__":

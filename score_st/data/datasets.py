@@ -10,6 +10,7 @@ from score_st.config import ConfigError, Table
 from score_st.data import array_datasets, image_datasets
 from score_st.data.files import MissingFiles
 from score_st.data.images import Images
+from score_st.runtime import local_cache, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Dataset:
       read: the function described above.
       source: where to get the files, in one line; it ends the message about missing files.
       release: what data.download fetches; None if the files have to be fetched by hand.
+      reads_gs: whether `read` takes gs://… as data.dir. For the others, it is copied to data.local_cache first.
     """
 
     read: Callable[[ConfigDict, str], Images]
     source: str
     release: Release | None = None
+    reads_gs: bool = False
 
 
 ENTRIES = {
@@ -109,9 +112,27 @@ ENTRIES = {
     "FOLDER": Dataset(image_datasets.read_folder, "should be a folder of images"),
     "NPY": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
     "NPZ": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
-    "ARRAYRECORD": Dataset(image_datasets.read_array_record, "should be a folder of ArrayRecord files"),
+    "ARRAYRECORD": Dataset(image_datasets.read_array_record, "should be a folder of ArrayRecord files", reads_gs=True),
 }
 DATASETS = Table("data.dataset", ENTRIES)
+
+
+def with_local_files(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """Returns the configuration with a local data.dir: a copy, if it is in a bucket that `dataset` does not read.
+
+    Raises:
+      FileNotFoundError: there is nothing in the bucket.
+      ConfigError: the copy can't be written.
+      storage.Unreachable: the bucket does not answer.
+    """
+    data = config.data
+    scheme = storage.scheme(data.dir)
+    if not scheme or (scheme == "gs" and dataset.reads_gs and not data.local_cache):
+        return config
+    local = config.copy_and_resolve_references()
+    with local.unlocked():
+        local.data.dir = str(local_cache.copied(data.dir, data.local_cache, config.storage.patience))
+    return local
 
 
 def read(config: ConfigDict, split: str) -> Images:
@@ -125,7 +146,7 @@ def read(config: ConfigDict, split: str) -> Images:
     dataset = DATASETS.choose(name)
     where = f"config.data.dir={config.data.dir!r}"
     try:
-        images = dataset.read(config, split)
+        images = dataset.read(with_local_files(config, dataset), split)
         images[:1]  # to decode one now: it may be broken or of another size
     except MissingFiles as error:
         raise MissingFiles(f"{error}; {dataset.source}") from error

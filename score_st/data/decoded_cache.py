@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data.images import LazyImages
-from score_st.runtime import progress
+from score_st.runtime import local_cache, progress, storage
 from score_st.runtime.resumable import Chunks
 
 CHUNK = 256  # images written between two entries of the progress file
@@ -33,6 +33,13 @@ def open_copy(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"] | 
       ConfigError: the copy is damaged, or of other settings.
     """
     path = copy_path(config, split)
+    if storage.scheme(config.data.prepared):
+        url, cache = storage.join(config.data.prepared, path.name), config.data.local_cache
+        try:
+            copies = [local_cache.copied(url + suffix, cache, config.storage.patience) for suffix in (".npy", ".json")]
+        except FileNotFoundError:
+            return None
+        path = copies[0].with_suffix("")
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from score_st.config import ConfigError
 from score_st.data.datasets import DATASETS
+from score_st.runtime import storage
 
 
 def fetch(config: ConfigDict) -> None:
@@ -18,6 +19,8 @@ def fetch(config: ConfigDict) -> None:
     """
     name, root = config.data.dataset, Path(config.data.dir)
     release = DATASETS.choose(name).release
+    if storage.scheme(config.data.dir):
+        raise ConfigError(f"config.data.download: needs a local data.dir, not {config.data.dir}; upload it afterwards")
     if not config.data.dir:
         raise ConfigError("config.data.download: needs data.dir, the folder that the files go to")
     if release is None:

@@ -23,6 +23,7 @@ from score_st.data.images import (
     resize_lsun,
     resize_square,
 )
+from score_st.runtime import storage
 
 
 def read_folder(config: ConfigDict, split: str) -> LazyImages:
@@ -133,21 +134,32 @@ def read_array_record(config: ConfigDict, split: str) -> LazyImages:
     """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    root = find(config)
-    files = sorted(root.rglob("*.array_record*")) if root.is_dir() else [root]
+    root, files = _array_record_files(config)
     by_split = {
-        key: [file for file in files if any(f"-{name}." in f"-{file.name}" for name in names)]
+        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2]}" for name in names)]
         for key, names in SPLIT_NAMES.items()
     }
     has_split = all(by_split.values())
     with reading(root):
-        source = ArrayRecordDataSource([str(file) for file in (by_split[split] if has_split else files)])
+        source = ArrayRecordDataSource(by_split[split] if has_split else files)
         numbers = np.arange(len(source)) if has_split else held_out(len(source), split)
 
-    def read(i: int) -> bytes:
-        record = source[int(numbers[i])]
+    def image(record: bytes) -> bytes:
         is_example = record[:1] == b"\n"  # no image format begins so
         return tfrecord.parse_example(record)["image"][0] if is_example else record
 
+    read = lambda i: image(source[int(numbers[i])])
+    read_many = lambda indices: list(map(image, source.__getitems__(numbers[indices].tolist())))
     name = lambda i: f"{root}, record {numbers[i]}"
-    return lazy_images(config, len(numbers), read, name, decoder(config, resize_square))
+    batches = read_many if storage.scheme(root) else None  # one request at a time is slow
+    return lazy_images(config, len(numbers), read, name, decoder(config, resize_square), batches)
+
+
+def _array_record_files(config: ConfigDict) -> tuple[str, list[str]]:
+    """Returns data.dir, which may be on gs://, and its ArrayRecord files."""
+    if storage.scheme(url := config.data.dir):
+        patience = config.storage.patience
+        names = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)]
+        return url, [storage.join(url, name) for name in names if not name or ".array_record" in name]
+    root = find(config)
+    return str(root), [str(file) for file in sorted(root.rglob("*.array_record*"))] if root.is_dir() else [str(root)]

@@ -306,11 +306,11 @@ class Mirror:
         return sorted(int(step.rpartition("/")[2]) for step in self.steps if step.startswith("checkpoints/"))
 
     def _local(self) -> list[str]:
-        """Returns the files that this process uploads, oldest first."""
+        """Returns the files that this process uploads, oldest first, without those that are not complete yet."""
         found = []
         for folder, folders, names in os.walk(self.path):
             folders[:] = [name for name in folders if not name.startswith(".") and ".orbax-checkpoint-tmp" not in name]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
+            found += [Path(folder, name) for name in names if not name.startswith(".") and ".part" not in name]
         age = {}
         for path in found:
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile

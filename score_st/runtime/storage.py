@@ -71,7 +71,7 @@ def filesystem(scheme: str) -> Any:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of every lost connection
     try:
         importlib.import_module({"gs": "gcsfs", "s3": "s3fs"}[scheme])
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         extra = EXTRAS[scheme]
         raise ConfigError(f"{scheme}://: needs {error.name}; pip install 'score_st[{extra}]' brings it") from error

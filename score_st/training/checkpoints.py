@@ -146,6 +146,10 @@ class Saver:
             self._is_written()
             self.mirror.flush(self.stop, self.patience)
 
+    def figures(self) -> dict[str, float]:
+        """Returns what the log has of a run in a bucket: the seconds that training waited for it so far."""
+        return {} if self.mirror is None else {"storage_wait": self.waited}
+
     def stop(self) -> bool:
         """Whether to wait no longer."""
         return self.overdue() and (self.mirror is None or not storage.answers(self.mirror.url))

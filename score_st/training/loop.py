@@ -298,7 +298,7 @@ def fit(
         # a line of the log
         if first or due(training.log_freq):
             logged = means.compute()  # waits for the steps
-            extra = held_out(current, step, key) if due(training.eval_freq) else {}
+            extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
             log.train(step, logged, batches.waited(), **extra)
             check_finite(step, metrics["loss"], checkpoint.settle)
             means = Means.empty()

@@ -1,5 +1,7 @@
 """Averages of any width, made of stored ones: their mathematics against numerical integrals and direct averages."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,13 +99,13 @@ def noisy(tmp_path_factory):
         current = state.update(current, gradient, optimizer, 0.99)
         return current, averages.updated(kept, current.params, current.step)
 
-    with checkpoints.manager(workdir) as manager:
-        store = stored_weights.Store(workdir, steps, current, manager)
-        kept = {width: jax.tree.map(jnp.zeros_like, params) for width in ("0.03", "0.075", "0.2")}
-        for i, key in enumerate(jax.random.split(jax.random.key(0), stop), 1):
-            current, kept = update(current, kept, key)
-            store(i, current)
-        store.wait()
+    saver = functools.partial(checkpoints.Saver, workdir, 60.0, lambda: False)
+    store = stored_weights.Store(workdir, steps, current, saver)
+    kept = {width: jax.tree.map(jnp.zeros_like, params) for width in ("0.03", "0.075", "0.2")}
+    for i, key in enumerate(jax.random.split(jax.random.key(0), stop), 1):
+        current, kept = update(current, kept, key)
+        store(i, current)
+    store.wait()
     return workdir, current, kept
 
 
