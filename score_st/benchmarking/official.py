@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ OFFICIAL_KEYS = {"eval": {"probability_flow": True}, "optim": {"amsgrad": False}
 # keys of ours that change what is computed; the official code knows their defaults only
 OURS: tuple[str, ...] = ("training.time_sampler", "training.weighting", "training.loss", "training.truncation_prior")
 OURS += ("training.stratified", "optim.schedule")
+
+
+MODULES = ("sde_lib", "losses", "likelihood", "models.utils", "models.ema")
+STAND_INS = ("tensorflow", "tensorflow_datasets", "torchvision", "torchvision.utils")
 
 
 class StandIn(types.ModuleType):
@@ -71,29 +75,25 @@ def check(path: Path, config: ConfigDict) -> None:
             raise ConfigError(f"--official: config.{key}={value!r}: the official code only has {usual!r}")
 
 
-@contextlib.contextmanager
-def imported(path: Path) -> Iterator[types.SimpleNamespace]:
-    """Imports the official modules from a checkout, without the CUDA extension that networks with FIR filters need."""
+def import_modules(path: Path) -> types.SimpleNamespace:
+    """Imports the official modules from a checkout, without the CUDA extension that networks with FIR filters need.
+
+    They stay imported, by names such as `losses` and `models`, under which torch.compile looks for them.
+    """
     import torch.utils.cpp_extension as extension
 
-    names = ("sde_lib", "models", "losses", "likelihood", "op")
-    stand_ins = ("tensorflow", "tensorflow_datasets", "torchvision", "torchvision.utils")
-    load, before = extension.load, {name: sys.modules.get(name) for name in stand_ins}
-    extension.load = lambda *args, **kwargs: None
-    sys.modules.update({name: StandIn(name) for name in stand_ins if before[name] is None})
+    absent = [name for name in STAND_INS if name not in sys.modules]
+    load, extension.load = extension.load, lambda *args, **kwargs: None
+    sys.modules.update({name: StandIn(name) for name in absent})
     sys.path.insert(0, str(path))
     try:
         importlib.import_module("models.ncsnpp")  # registers itself
-        official = ("sde_lib", "losses", "likelihood", "models.utils", "models.ema")
-        yield types.SimpleNamespace(**{name.split(".")[-1]: importlib.import_module(name) for name in official})
+        return types.SimpleNamespace(**{name.split(".")[-1]: importlib.import_module(name) for name in MODULES})
     finally:
         sys.path.remove(str(path))
         extension.load = load
-        for name in [name for name in sys.modules if name.split(".")[0] in names]:
-            del sys.modules[name]
-        for name in stand_ins:
-            if before[name] is None:
-                sys.modules.pop(name, None)
+        for name in absent:
+            sys.modules.pop(name, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class Pair:
 
         array = np.asarray(array)
         array = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.config.device)
+        return torch.from_numpy(np.array(array, order="C")).to(self.config.device)
 
 
 def never_zero(params: Any, key: jax.Array) -> Any:
@@ -144,11 +144,11 @@ def pair(subject: Subject, modules: Any) -> Pair:
     config, mesh = subject.config, sharding.mesh(devices=[subject.device])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     setup = stepping.from_config(config, mesh)
-    state = setup.create(jax.random.key(config.seed))
+    state = jax.jit(setup.create, out_shardings=setup.state_shardings)(jax.random.key(config.seed))
     trained = subject.about["weights"] != "random"
     params = subject.params if trained else never_zero(state.params, jax.random.key(1))
-    params = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, params))
-    state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+    params = jax.device_put(jax.tree.map(np.asarray, params), setup.state_shardings.params)
+    state = dataclasses.replace(state, params=params, ema=params)
     theirs = ConfigDict(config.to_dict())
     for section, values in OFFICIAL_KEYS.items():
         theirs[section].update(values)
@@ -198,7 +198,7 @@ Runs = dict[str, Callable[[int], None]]
 def step_runs(both: Pair, images: np.ndarray, networks: dict[str, Any]) -> Runs:
     """Returns a train step of a batch by our code, and by the official one with each of `networks`."""
     steps, key = loop.compiled_steps(both.setup), jax.random.key(0)
-    current = [jax.tree.map(jnp.copy, both.state)]
+    current = [jax.device_put(jax.tree.map(np.asarray, both.state), both.setup.state_shardings)]
 
     def ours() -> Any:
         current[0], metrics = steps(current[0], [images], key)
@@ -281,18 +281,17 @@ def drift_runs(both: Pair, x: jax.Array, t: jax.Array, networks: dict[str, Any])
 
 
 def _named(measured: Numbers, term: str, images: int) -> Numbers:
-    """Returns seconds and images/s of each, and how many times as long ours takes."""
+    """Returns the seconds of each, images/s of a train step, and how many times as long ours takes."""
     numbers: Numbers = {}
     for name, seconds in measured.items():
         numbers[f"{term} {name}"] = seconds
-        numbers[f"{term} {name} images_per_s"] = seconds.rate(images, "images/s")
+        if term == "train step":
+            numbers[f"{term} {name} images_per_s"] = seconds.rate(images, "images/s")
     ours = measured["ours"]
     for name, seconds in measured.items():
         if name != "ours":
             ratio = ours.median / seconds.median, ours.low / seconds.high, ours.high / seconds.low
-            numbers[f"{term} ours / {name}"] = Number(
-                *ratio, min(ours.count, seconds.count), "times the time", "lower"
-            )
+            numbers[f"{term} ours / {name}"] = Number(*ratio, min(ours.count, seconds.count), "of the time", "lower")
     return numbers
 
 
@@ -326,20 +325,21 @@ def compare(subject: Subject, path: Path, compiled: bool, with_nll: bool) -> tup
 
     from score_st.benchmarking import official_nll
 
-    with imported(path) as modules:
-        both = pair(subject, modules)
-        eager = {"official": both.network}
-        networks = eager | ({"official compiled": torch.compile(both.network)} if compiled else {})
-        images = np.asarray(subject.images["train"][np.arange(subject.config.training.batch_size)])
-        count, model = len(images), subject.model
-        x = jnp.asarray(model.scaler.forward(images, jnp.full(images.shape, 0.5)))
-        t = jnp.linspace(0.1, 0.9, count)
-        forward, difference = forward_runs(both, x, t, networks)
-        numbers = {"forward relative difference": Number.of([difference], "", "lower")}
-        terms = {"forward": forward, "drift and divergence": drift_runs(both, x, t, eager)}
-        terms["train step"] = step_runs(both, images, networks)  # the last, since it changes the weights
-        for term, runs in terms.items():
-            numbers |= _named(measure_in_turn(runs, subject.seconds / len(terms), term), term, count)
-        if with_nll:
-            numbers |= official_nll.compare(both)
-        return numbers, about(both)
+    both = pair(subject, import_modules(path))
+    eager = {"official": both.network}
+    networks = eager | ({"official compiled": torch.compile(both.network)} if compiled else {})
+    images = np.asarray(subject.images["train"][np.arange(subject.config.training.batch_size)])
+    count, model = len(images), subject.model
+    x = jnp.asarray(model.scaler.forward(images, jnp.full(images.shape, 0.5)))
+    t = jnp.linspace(0.1, 0.9, count)
+    forward, difference = forward_runs(both, x, t, networks)
+    numbers = {"forward relative difference": Number.of([difference], "", "lower")}
+    terms = {"forward": forward, "drift and divergence": drift_runs(both, x, t, eager)}
+    for term, runs in terms.items():
+        numbers |= _named(measure_in_turn(runs, subject.seconds / 3, term), term, count)
+    if with_nll:
+        numbers |= official_nll.compare(both)
+    # last, since it changes the weights
+    runs = step_runs(both, images, networks)
+    numbers |= _named(measure_in_turn(runs, subject.seconds / 3, "train step of both"), "train step", count)
+    return numbers, about(both)

@@ -1,7 +1,9 @@
 """What is measured: a configuration with its model, weights and images, all of which may be made up."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ class Subject:
       config: all settings.
       mesh: the devices.
       model: of `config`.
-      params: its weights.
+      read_params: returns its weights.
       images: by split.
       count: images of an evaluation and of a batch of samples, over all devices.
       seconds: for each part.
@@ -43,12 +45,17 @@ class Subject:
     config: ConfigDict
     mesh: Mesh
     model: DiffusionModel
-    params: Any
+    read_params: Callable[[], Any]
     images: dict[str, Images]
     count: int
     seconds: float
     peaks: chips.Peaks
     about: dict[str, Any]
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """The weights, replicated; random ones are drawn when they are first needed."""
+        return self.read_params()
 
     @property
     def device(self) -> jax.Device:
@@ -104,11 +111,12 @@ def prepare(
     sharding.check_divisible("eval.batch_size", count, mesh.size, "the number of devices; so should --images be")
     images, source = read_images(config)
     if workdir is None:
-        params = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(jax.random.key(config.seed))
+        init = jax.jit(model.init, out_shardings=sharding.replicated(mesh))
+        params = lambda: init(jax.random.key(config.seed))
         weights: dict[str, Any] = {"weights": "random"}
     else:
         read = stored_weights.read(workdir, config, model, mesh, step)
-        params, weights = read.params, {"weights": read.name, "step": read.step}
+        params, weights = lambda: read.params, {"weights": read.name, "step": read.step}
     return Subject(config, mesh, model, params, images, count, seconds, peaks, {"images": source} | weights)
 
 
