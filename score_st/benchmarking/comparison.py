@@ -39,7 +39,7 @@ def ratio(new: Mapping[str, Any], old: Mapping[str, Any]) -> Ratio | None:
         return Ratio(median, low, high, SAME)
     direction = "higher" if median > 1 else "lower"
     verdict = {"": direction, direction: FASTER}.get(new["better"], SLOWER)
-    measured = new["unit"] != "GiB" and not new["unit"].startswith("evaluations")
+    measured = new["unit"] != "GiB" and not new["unit"].startswith("NFE")
     if measured and min(new["count"], old["count"]) < FEW:
         verdict += f" (fewer than {FEW} measurements)"
     return Ratio(median, low, high, verdict)

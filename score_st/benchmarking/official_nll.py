@@ -94,6 +94,6 @@ def compare(both: "Pair") -> Numbers:
         values, evaluations = results[name]
         error = float(np.sqrt(np.mean(np.square(values.astype(np.float64) - exact))))
         numbers[f"NLL {name}"] = seconds.times(1 / len(x), "s/image", "lower")
-        numbers[f"NLL {name} nfe_mean"] = Number.of([float(evaluations.mean())], "evaluations", "lower")
+        numbers[f"NLL {name} nfe_mean"] = Number.of([float(evaluations.mean())], "NFE", "lower")
         numbers[f"NLL {name} error"] = Number.of([error], "bits/dim", "lower")
     return numbers

@@ -75,9 +75,9 @@ def _counts(seconds: Number, nfe: np.ndarray) -> Numbers:
     return {
         "seconds_per_image": seconds.times(1 / len(nfe), "s", "lower"),
         "images_per_s": seconds.rate(len(nfe), "images/s"),
-        "evaluations_per_s": seconds.rate(float(nfe.sum()), "evaluations/s"),
-        "nfe": Number.of(nfe.tolist(), "evaluations", "lower"),
-        "nfe_mean": Number.of([float(nfe.mean())], "evaluations", "lower"),
+        "evaluations_per_s": seconds.rate(float(nfe.sum()), "NFE/s"),
+        "nfe": Number.of(nfe.tolist(), "NFE", "lower"),
+        "nfe_mean": Number.of([float(nfe.mean())], "NFE", "lower"),
     }
 
 

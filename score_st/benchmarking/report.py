@@ -22,7 +22,7 @@ def text(value: float) -> str:
 
 def between(entry: Mapping[str, Any]) -> str:
     """Formats the quartiles, or nothing for a single value."""
-    return "" if entry["low"] == entry["high"] else f"{text(entry['low'])} to {text(entry['high'])}"
+    return "" if entry["low"] == entry["high"] else f"{text(entry['low'])}–{text(entry['high'])}"
 
 
 def rows(result: Mapping[str, Any], part: str) -> list[list[str]]:

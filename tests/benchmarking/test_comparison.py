@@ -12,7 +12,7 @@ NUMBERS = {
         "seconds": vars(Number(2, 1.8, 2.2, 9, "s", "lower")),
         "mfu": vars(Number(0.5, 0.4, 0.6, 9, "", "higher")),
     },
-    "nll": {"nfe": vars(Number(100, 90, 110, 4, "evaluations", "lower"))},
+    "nll": {"nfe": vars(Number(100, 90, 110, 4, "NFE", "lower"))},
 }
 RESULT = {
     "numbers": NUMBERS,
