@@ -72,13 +72,27 @@ def _agreed(values: list[int]) -> list[int]:
     return [int(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.int32))]
 
 
+def _calibrated(run: Run, shortest: float, now: Callable[[], float]) -> tuple[int, float]:
+    """Returns how many calls take `shortest` seconds, and the seconds of one; the number grows tenfold at most.
+
+    A single quick call says little: it may get what was computed ahead.
+    """
+    calls = 1
+    while True:
+        took = max(seconds_of(run, calls, now) * calls, 1e-9)
+        enough, more = _agreed([min(10 * calls, math.ceil(calls * shortest / took)), took < shortest])
+        if not more:
+            return enough, took / calls
+        calls = enough
+
+
 def measure_in_turn(
     runs: Mapping[str, Run], seconds: float, label: str, now: Callable[[], float] = time.perf_counter
 ) -> Numbers:
     """Times several things in turn (ABAB...), so that a slower hour of the machine is one for all of them.
 
-    Each is called twice before it counts: the first call compiles, the second says how long a call takes. A call that
-    alone takes longer than `seconds` is not repeated: the second counts.
+    Each is called twice or more before it counts: the first call compiles, the second says how long a call takes. A
+    call that alone takes longer than `seconds` is not repeated: the second counts.
 
     Args:
       runs: by name.
@@ -91,12 +105,11 @@ def measure_in_turn(
     """
     if not progress.quiet and jax.process_index() == 0:
         print(f"{label}: warming up", flush=True)
-    once = {}
+    once, calls = {}, []
     for name, run in runs.items():
         run(1)
-        once[name] = max(seconds_of(run, now=now), 1e-9)
-    shortest = min(SHORTEST, seconds / FEW)
-    calls = _agreed([max(1, math.ceil(shortest / value)) for value in once.values()])
+        count, once[name] = _calibrated(run, min(SHORTEST, seconds / FEW), now)
+        calls.append(count)
     total = sum(count * value for count, value in zip(calls, once.values(), strict=True))
     rounds, few = _agreed([min(MOST, int(seconds / total)), int(seconds < FEW * total)])
     values = {name: [value] if few else [] for name, value in once.items()}
