@@ -68,6 +68,10 @@ def check(path: Path, config: ConfigDict) -> None:
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"--official {path}: needs PyTorch: pip install torch")
     checkpoint.require_convertible(config)
+    if config.model.fir and jax.default_backend() == "gpu":
+        raise ConfigError(
+            "--official: config.model.fir=True: needs the official CUDA extension, which is not built here"
+        )
     for key in OURS:
         section, name = key.split(".")
         if config[section][name] != default()[section][name]:
