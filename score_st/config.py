@@ -186,9 +186,8 @@ SECTIONS = {
 # keys that may change from one run to the next in the same workdir
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
-    *("data.memory_gb", "data.num_threads", "data.download", "data.prepared"),
+    *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
     *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
-    *("data.local_cache", "storage."),
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
@@ -61,7 +62,7 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
     print(f"wrote {where}/checkpoints/{step}: {parameters:,} parameters, step {step}")
 
 
-def export_torch(path: str, current: state.TrainState, config: ConfigDict) -> None:
+def export_torch(path: Path, current: state.TrainState, config: ConfigDict) -> None:
     """Writes a PyTorch file."""
     content = torch_checkpoint.state_to_torch(current, config)
     try:

@@ -35,7 +35,7 @@ def sigmas(config: ConfigDict) -> Float[np.ndarray, " N"]:
     return np.array([math.exp(log) for log in logs])  # np.exp's last bit depends on the processor
 
 
-def _require_convertible(config: ConfigDict) -> None:
+def require_convertible(config: ConfigDict) -> None:
     """Raises ConfigError if the official code has no such network, parametrization or optimizer."""
     if not isinstance(networks.from_config(config), NCSNpp):
         raise ConfigError(f"config.model.name={config.model.name}: only NCSN++ networks can be converted")
@@ -165,7 +165,7 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
     Raises:
       ConfigError: the content doesn't fit the configuration; the message names the tensor.
     """
-    _require_convertible(config)
+    require_convertible(config)
     if config.training.averages:
         asked = f"config.training.averages={config.training.averages}"
         raise ConfigError(f"{asked}: an official checkpoint has no averages over its training; use 0")
@@ -204,7 +204,7 @@ def state_to_torch(current: state.TrainState, config: ConfigDict) -> dict[str, A
     Raises:
       ConfigError: the official code has no such network, parametrization or optimizer.
     """
-    _require_convertible(config)
+    require_convertible(config)
     slots, optim, step = layout(current.params), config.optim, int(current.step)
     adam = _adam_state(current.opt_state)
     count = int(adam.count)

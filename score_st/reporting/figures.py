@@ -212,6 +212,32 @@ def waterfall(terms: dict[str, float]) -> Chart:
         return _svg(figure, f"Bits/dim: {', '.join(names)}.")
 
 
+def bars(values: dict[str, tuple[float, float, float]], xlabel: str) -> Chart:
+    """Draws a bar for each value, from zero, with a line from its lower to its upper quartile.
+
+    Args:
+      values: (median, lower quartile, upper quartile) by name.
+      xlabel: the unit.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [f"{name[:48]}  {median:,.4g}" for name, (median, _, _) in values.items()]
+    medians = [median for median, _, _ in values.values()]
+    errors = np.array([(median - low, high - median) for median, low, high in values.values()]).T
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 0.7 + 0.34 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(names)), medians, 0.6, xerr=errors, ecolor=INK, color=SERIES[0], zorder=2)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_formatter(tick)
+        axes.tick_params(left=False)
+        axes.grid(axis="x", linewidth=0.6)
+        return _svg(figure, f"{xlabel}: {', '.join(names)}.")
+
+
 def _svg(figure: "Figure", description: str) -> Chart:
     """Saves a figure as SVG that takes its colors, fonts and width from the page."""
     file = io.StringIO()

@@ -133,7 +133,7 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
         inputs = [config.data.dir, config.data.prepared]
     with places.opened(arguments, patience, inputs, getattr(arguments, "shards", False)) as paths:
         vars(arguments).update(paths)
-        if config is not None:
+        if config is not None and arguments.workdir:
             add_entries(config, arguments.workdir)
         yield arguments
 

@@ -97,18 +97,18 @@ class Saver:
     """
 
     def __init__(
-        self, workdir: Path, patience: float, stop: Callable[[], bool], manager: "ocp.CheckpointManager"
+        self, workdir: Path, settings: ConfigDict, stop: Callable[[], bool], manager: "ocp.CheckpointManager"
     ) -> None:
         """See `save` and `wait`.
 
         Args:
           workdir: of the run.
-          patience: seconds to wait for a bucket that does not answer.
+          settings: config.storage.
           stop: asked while it waits; True: it waits no longer unless the bucket answers.
           manager: of the folder.
         """
-        self.manager, self.mirror = manager, mirror.of(workdir)
-        self.patience, self.overdue = patience, stop
+        self.workdir, self.settings, self.manager = workdir, settings, manager
+        self.mirror, self.overdue = mirror.of(workdir), stop
         self.waited = 0.0  # seconds that training waited for storage
 
     def save(self, step: int, item: Any) -> None:
@@ -136,7 +136,28 @@ class Saver:
             return
         with self._timed():
             self._finish(step, item)
-            self.mirror.flush(self.stop, self.patience)
+            self.mirror.flush(self.stop, self.settings.patience)
+
+    @contextlib.contextmanager
+    def rescuing(self, current: TrainState) -> Iterator[None]:
+        """Writes the state to storage.rescue if what is inside can't write to the bucket.
+
+        Raises:
+          storage.Unreachable: the bucket does not answer. The message has the last step that is saved there.
+          storage.Interrupted: SIGTERM came meanwhile; likewise.
+        """
+        try:
+            yield
+        except (storage.Unreachable, storage.Interrupted) as error:
+            where, steps = mirror.shown(self.workdir), self.steps()
+            saved = f"the last checkpoint there is of step {max(steps)}" if steps else "there is no checkpoint yet"
+            try:
+                line = rescue(self.settings.rescue, self.workdir, current)
+            except OSError as failure:
+                line = f"step {int(current.step)} can't be written to {failure.filename}: {failure.strerror}"
+            message = "; ".join(filter(None, (str(error) or f"{where}: does not answer", saved, line)))
+            stopped = isinstance(error, storage.Interrupted)
+            raise type(error)(f"stopped on SIGTERM, but {message}" if stopped else message) from error
 
     def settle(self) -> None:
         """Waits until what is being written is, or has failed."""
@@ -144,7 +165,7 @@ class Saver:
             self.manager.wait_until_finished()
         else:
             self._is_written()
-            self.mirror.flush(self.stop, self.patience)
+            self.mirror.flush(self.stop, self.settings.patience)
 
     def figures(self) -> dict[str, float]:
         """Returns what the log has of a run in a bucket: the seconds that training waited for it so far."""
@@ -172,7 +193,7 @@ class Saver:
         """Waits for the checkpoint that is being written; returns whether it was, or there was none."""
         assert self.mirror
         try:
-            storage.attempt(self.manager.wait_until_finished, self.patience, self.stop)
+            storage.attempt(self.manager.wait_until_finished, self.settings.patience, self.stop)
             return True
         except storage.Interrupted:
             raise
@@ -183,19 +204,19 @@ class Saver:
 
     def _start(self, step: int, item: Any) -> None:
         assert self.mirror
-        self.mirror.flush(self.stop, self.patience)
+        self.mirror.flush(self.stop, self.settings.patience)
         url, outage = self.mirror.url, self.mirror.outage
         start = functools.partial(save_item, self.manager, step, item)
-        storage.patiently(url, start, self.patience, self.stop, outage, self._check)
+        storage.patiently(url, start, self.settings.patience, self.stop, outage, self._check)
 
     def _finish(self, step: int, item: Any) -> None:
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + self.settings.patience
         for pause in storage.pauses():
             if self._is_written():
                 return
             if time.monotonic() + pause > end:
                 assert self.mirror
-                raise storage.Unreachable(f"{self.mirror.url}: takes no checkpoint for {self.patience:.0f} s")
+                raise storage.Unreachable(f"{self.mirror.url}: takes no checkpoint for {self.settings.patience:.0f} s")
             storage.wait(pause, self.stop)
             self._start(step, item)
 
@@ -204,35 +225,6 @@ class Saver:
         if jax.process_count() > 1:
             assert self.mirror
             raise storage.Unreachable(f"{self.mirror.url}: {storage.reason(error)}") from error
-
-
-@contextlib.contextmanager
-def rescuing(folder: str, workdir: Path, saver: Saver, current: TrainState) -> Iterator[None]:
-    """Writes the state elsewhere if it can't be written to its bucket.
-
-    Args:
-      folder: see `rescue`.
-      workdir: see `rescue`.
-      saver: of the state.
-      current: the state.
-
-    Raises:
-      storage.Unreachable: the bucket does not answer. The message has the last step that is saved there.
-      storage.Interrupted: SIGTERM came meanwhile; likewise.
-    """
-    try:
-        yield
-    except (storage.Unreachable, storage.Interrupted) as error:
-        steps, where = saver.steps(), mirror.shown(workdir)
-        saved = f"the last checkpoint there is of step {max(steps)}" if steps else "there is no checkpoint yet"
-        try:
-            line = rescue(folder, workdir, current)
-        except OSError as failure:
-            line = f"step {int(current.step)} can't be written to {failure.filename}: {failure.strerror}"
-        cause = str(error) or f"{where}: does not answer"
-        message = "; ".join(filter(None, (cause, saved, line)))
-        stopped = isinstance(error, storage.Interrupted)
-        raise type(error)(f"stopped on SIGTERM, but {message}" if stopped else message) from error
 
 
 def rescue(folder: str, workdir: Path, current: TrainState) -> str:

@@ -274,7 +274,7 @@ def fit(
     # state, data, log
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
-    saver = functools.partial(checkpoints.Saver, workdir, config.storage.patience, preemption.is_overdue)
+    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
     checkpoint = saver(checkpoints.manager(workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
@@ -309,23 +309,43 @@ def fit(
         if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], checkpoint.settle)
             goodput.keep(step)
-        with goodput.aside(), checkpoints.rescuing(config.storage.rescue, workdir, checkpoint, current):
-            if saves:
-                store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-                checkpoint.save(step, current)
-            store(step, current)
-            if at_snapshot or preempted:
-                store.wait()
-                checkpoint.wait(step, current)
+        with goodput.aside(), checkpoint.rescuing(current):
+            keep(step, current, checkpoint, store, saves, wait=at_snapshot or preempted)
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)
-
         if at_snapshot:
             with goodput.aside(), ended_at_once(preemption):
                 snapshot(current, log)
     preemption.listen(False)
     goodput.end()
     return current
+
+
+def keep(
+    step: int,
+    current: TrainState,
+    checkpoint: checkpoints.Saver,
+    store: stored_weights.Store,
+    saves: bool,
+    wait: bool,
+) -> None:
+    """Starts to write what is due after a step.
+
+    Args:
+      step: of the state.
+      current: the state.
+      checkpoint: writes it, if `saves`.
+      store: writes its averages, where they are due.
+      saves: whether a checkpoint is due.
+      wait: whether to wait until all is written.
+    """
+    if saves:
+        store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
+        checkpoint.save(step, current)
+    store(step, current)
+    if wait:
+        store.wait()
+        checkpoint.wait(step, current)
 
 
 def snapshot_is_done(workdir: Path, step: int) -> bool:

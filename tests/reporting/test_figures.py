@@ -19,10 +19,16 @@ def test_colors_of_the_page():
     for chart in (
         figures.chart([figures.Panel("y", curves, True)], "x", True),
         figures.waterfall({"a": 2, "b": -1.5}),
+        figures.bars({"a": (2, 1, 4), "b": (3, 3, 3)}, "images/s"),
     ):
         assert "#0" not in chart.markup.replace("url(#", "").replace('href="#', "")
         assert "var(--s1)" in chart.markup and "var(--ink)" in chart.markup and "font-family" not in chart.markup
         assert chart.view_box.startswith("0 0 ")
+
+
+def test_bars_say_their_values():
+    chart = figures.bars({"ode": (1234.5, 1000, 1300), "ddim": (2, 1.5, 2.5)}, "images/s")
+    assert chart.description == "images/s: ode  1,234, ddim  2." and "ode" in chart.markup
 
 
 def test_ticks():

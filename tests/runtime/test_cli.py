@@ -189,7 +189,7 @@ def test_help(capsys, command):
 
 def test_quiet_is_of_one_run(capsys):
     for words, lines in ((["--quiet"], 0), ([], 1)):
-        cli.parse(cli.parser("train", "", ""), ["--config", DIGITS, "--workdir", "w", *words])
-        assert progress.quiet is bool(words)
+        with cli.parsed(cli.parser("train", "", ""), ["--config", DIGITS, "--workdir", "w", *words]):
+            assert progress.quiet is bool(words)
         assert progress.Loop("step", 0, 2, "steps")(2) > 0
         assert capsys.readouterr().out.count("\n") == lines

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from score_st import config
 from score_st.config import ConfigError
 from score_st.runtime import sharding
 from score_st.training import averages, checkpoints, state, stored_weights
@@ -99,7 +100,7 @@ def noisy(tmp_path_factory):
         current = state.update(current, gradient, optimizer, 0.99)
         return current, averages.updated(kept, current.params, current.step)
 
-    saver = functools.partial(checkpoints.Saver, workdir, 60.0, lambda: False)
+    saver = functools.partial(checkpoints.Saver, workdir, config.default().storage, lambda: False)
     store = stored_weights.Store(workdir, steps, current, saver)
     kept = {width: jax.tree.map(jnp.zeros_like, params) for width in ("0.03", "0.075", "0.2")}
     for i, key in enumerate(jax.random.split(jax.random.key(0), stop), 1):
