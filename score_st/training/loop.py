@@ -308,9 +308,7 @@ def fit(
         preempted = preemption.reached(wait=at_snapshot)
         if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], checkpoint.settle)
-            goodput.keep(step)
-        with goodput.aside(), checkpoint.rescuing(current):
-            keep(step, current, checkpoint, store, saves, wait=at_snapshot or preempted)
+        keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)
         if at_snapshot:
@@ -326,6 +324,7 @@ def keep(
     current: TrainState,
     checkpoint: checkpoints.Saver,
     store: stored_weights.Store,
+    goodput: Goodput,
     saves: bool,
     wait: bool,
 ) -> None:
@@ -336,16 +335,20 @@ def keep(
       current: the state.
       checkpoint: writes it, if `saves`.
       store: writes its averages, where they are due.
+      goodput: of the run, which keeps the results of the steps with a checkpoint.
       saves: whether a checkpoint is due.
       wait: whether to wait until all is written.
     """
     if saves:
-        store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-        checkpoint.save(step, current)
-    store(step, current)
-    if wait:
-        store.wait()
-        checkpoint.wait(step, current)
+        goodput.keep(step)
+    with goodput.aside(), checkpoint.rescuing(current):
+        if saves:
+            store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
+            checkpoint.save(step, current)
+        store(step, current)
+        if wait:
+            store.wait()
+            checkpoint.wait(step, current)
 
 
 def snapshot_is_done(workdir: Path, step: int) -> bool:
