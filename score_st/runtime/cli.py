@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from score_st.runtime import exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
+
+LOCAL_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, quota, read-only, gone
 
 WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
@@ -166,6 +169,9 @@ def run(main: Callable[[], object]) -> None:
             distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
         elif isinstance(error, storage.Interrupted):
             distributed.leave(exit_codes.STOPPED, f"error: {error}", at_once=True)
+        elif isinstance(error, OSError) and error.errno in LOCAL_STORAGE:
+            place = f"{error.filename}: " if error.filename else ""
+            distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{error.strerror}; what was saved stays")
         elif isinstance(error, KeyboardInterrupt):
             distributed.leave(exit_codes.INTERRUPTED, "")
         elif not distributed.several():

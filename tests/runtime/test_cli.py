@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import refused
 
-from score_st import config, convert, edit, plan, quality, report, sample, sweep, train
+from score_st import bench, config, convert, copy, edit, plan, quality, report, sample, sweep, train
 from score_st import eval as eval_command
 from score_st.data import __main__ as data_command
 from score_st.runtime import cli, progress
@@ -167,6 +167,7 @@ def test_values_are_read_as_their_key_wants():
 
 COMMANDS = {"train": train, "eval": eval_command, "sample": sample, "edit": edit, "sweep": sweep, "convert": convert}
 COMMANDS |= {"quality": quality, "report": report, "data": data_command, "plan": plan}
+COMMANDS |= {"copy": copy, "bench": bench}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -185,6 +186,17 @@ def test_help(capsys, command):
         changes, others = cli.overrides(words[3:])
         COMMANDS[command].parser().parse_args(others)
         assert changes.keys() <= config.flatten(config.default()).keys()
+
+
+def test_a_full_disk_is_one_line(capsys, tmp_path):
+    def write():
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(write)
+    assert stop.value.code == 74
+    assert capsys.readouterr().err == "error: No space left on device; what was saved stays\n"
 
 
 def test_quiet_is_of_one_run(capsys):
