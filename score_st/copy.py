@@ -9,6 +9,7 @@ from score_st.runtime import cli, mirror, places
 EXAMPLES = """\
   python -m score_st.copy --from gs://bucket/run --to runs/run
   python -m score_st.copy --from runs/run --to s3://bucket/run
+  python -m score_st.copy --from gs://bucket/run --to gs://other-bucket/run
 
 in a bucket, logs lie in numbered parts; in a folder, each is one file"""
 

@@ -11,6 +11,7 @@ All code works on local files. Every few seconds a thread uploads what has chang
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -29,6 +30,8 @@ from score_st.runtime import storage
 
 _open: dict[Path, "Mirror"] = {}  # by their folders
 
+PREFIX = "score_st-mirror-"  # of the temporary folders
+OWNED = ".owned"  # a file in each, locked while its process lives; without it the folder is kept
 PERIOD = 5.0  # seconds between uploads
 MARKER = "commit_success.txt"  # which Orbax writes last into a checkpoint
 PART = re.compile(r"(?P<name>.+)\.(?P<generation>\d{4})\.(?P<offset>\d{12})")
@@ -61,6 +64,14 @@ def exists(path: Path) -> bool:
 def shown(path: str | os.PathLike) -> str:
     """Returns a path as the user knows it: the URL for one in a mirror."""
     return url_of(path) or str(path)
+
+
+def delete_abandoned() -> None:
+    """Deletes the mirrors of processes that were killed: those whose `OWNED` no process has locked."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNED}"):
+        with contextlib.suppress(OSError), path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def is_log(path: str) -> bool:
@@ -114,7 +125,10 @@ class Mirror:
           uploads: whether this process uploads a file, by its path in the mirror.
         """
         self.url, self.patience, self.uploads = url.rstrip("/"), patience, uploads
-        self.path = Path(tempfile.mkdtemp(prefix="score_st-")).resolve()
+        delete_abandoned()
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+        self._owned = (self.path / OWNED).open("w")
+        fcntl.flock(self._owned, fcntl.LOCK_EX)
         _open[self.path] = self
         self.files: dict[str, tuple[int, int, int, int]] = {}  # uploaded, with their `state`
         self.logs: dict[str, Log] = {}
@@ -243,12 +257,14 @@ class Mirror:
         try:
             self.flush(patience=patience)
         except storage.Unreachable as error:
+            (self.path / OWNED).unlink(missing_ok=True)
             raise storage.Unreachable(f"{error}; what is not there yet is in {self.path}") from error
         with self._turn:
             self._closing = True
             self._turn.notify_all()
         del _open[self.path]
         shutil.rmtree(self.path, ignore_errors=True)
+        self._owned.close()
 
     def sync(self) -> None:
         """Uploads once what has changed; what fails is tried again by the next call."""

@@ -1,6 +1,8 @@
 """Folders in buckets: what is uploaded when, and read back."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def test_a_folder_comes_back_as_it_was(url):
     first.close()
     assert not first.path.exists()
     second = opened(url)
-    files = {p.relative_to(second.path).as_posix(): p.read_text() for p in second.path.rglob("*") if p.is_file()}
+    files = {p.relative_to(second.path).as_posix(): p.read_text() for p in second.path.rglob("[!.]*") if p.is_file()}
     assert files == {"eval/bpd.json": "{}", "metrics.jsonl": "1\n2\n"}
     (second.path / "eval/bpd.json").unlink()
     (second.path / "snapshot").write_text("5")
@@ -145,6 +147,29 @@ def test_an_outage_is_survived_and_said_once(store, url, capsys):
     two = opened(url)
     assert (two.path / "metrics.jsonl").read_text() == "1\n2\n"
     two.close()
+
+
+def test_the_folders_of_killed_processes_are_deleted(url):
+    code = f"from score_st.runtime.mirror import Mirror; print(Mirror({url!r}).path); import os; os._exit(9)"
+    killed = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+    assert (killed / mirror.OWNED).exists()
+    alive = opened(url)
+    assert alive.path.exists() and not killed.exists()
+    mirror.delete_abandoned()
+    assert alive.path.exists()
+    alive.close()
+
+
+def test_what_could_not_be_uploaded_is_kept(store, url):
+    one = opened(url)
+    store.proxy.set("refuse")
+    (one.path / "eval.json").write_text("{}")
+    with pytest.raises(storage.Unreachable, match=f"what is not there yet is in {one.path}"):
+        one.close(patience=0.5)
+    mirror.delete_abandoned()
+    assert (one.path / "eval.json").read_text() == "{}"
+    store.proxy.set("pass")
+    one.close()
 
 
 def test_a_hanging_server_is_an_outage(store, url):
