@@ -215,10 +215,12 @@ class Mirror:
                 if self._closing and wanted == self._done:
                     return
             try:
-                storage.attempt(self.sync)
+                self.sync()
                 self.outage.worked()
                 pauses = storage.pauses()
             except Exception as error:
+                if isinstance(error, FileNotFoundError) and error.filename:
+                    continue  # a local file that was deleted meanwhile
                 self.outage.failed(error)
                 time.sleep(next(pauses))
                 continue

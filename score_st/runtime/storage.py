@@ -26,6 +26,7 @@ T = TypeVar("T")
 EXTRAS = {"gs": "gcs", "s3": "s3"}  # what brings the libraries of a scheme
 PROBE_SECONDS = 60  # for all places together
 ATTEMPT_SECONDS = 90  # an operation that takes longer counts as failed; gcsfs itself tries for 34 s
+SLOWEST = 2**20  # bytes/s, for objects that take longer
 PATIENCE = 900.0  # storage.patience, for commands without a configuration
 PAUSES = (1, 2, 4, 8, 15, 30)  # seconds between attempts; the last is repeated
 
@@ -253,13 +254,17 @@ def listing(url: str) -> list[Listed]:
 
 
 def put(path: Path, url: str) -> None:
-    """Uploads a file; other readers see all of it or nothing."""
-    of(url).put_file(str(path), url)
+    """Uploads a file; other readers see all of it or nothing.
+
+    Raises:
+      TimeoutError: it took too long for its size.
+    """
+    attempt(lambda: of(url).put_file(str(path), url), ATTEMPT_SECONDS + path.stat().st_size / SLOWEST)
 
 
 def put_bytes(content: bytes, url: str) -> None:
-    """Uploads an object; other readers see all of it or nothing."""
-    of(url).pipe_file(url, content)
+    """Uploads an object; see `put`."""
+    attempt(lambda: of(url).pipe_file(url, content), ATTEMPT_SECONDS + len(content) / SLOWEST)
 
 
 def get(url: str, path: Path) -> None:
@@ -278,7 +283,7 @@ def get_bytes(url: str) -> bytes:
 def remove(url: str) -> None:
     """Deletes an object, if there is one."""
     with contextlib.suppress(FileNotFoundError):
-        of(url).rm_file(url)
+        attempt(lambda: of(url).rm_file(url))
 
 
 def probe_output(url: str) -> None:
@@ -289,15 +294,20 @@ def probe_output(url: str) -> None:
 
 
 def probe_input(url: str) -> None:
-    """Looks at what is at `url`, and reads an object there if there is one.
+    """Reads the beginning of one object at or below `url`.
 
     Raises:
       FileNotFoundError: there is nothing.
     """
-    found = min(listing(url), key=lambda item: item.size, default=None)
-    if found is None:
+    fs = of(url)
+    bucket, _, prefix = fs._strip_protocol(url).rstrip("/").partition("/")
+    if scheme(url) == "gs":
+        found = fs.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1, json_out=True).get("items", [])
+    else:
+        found = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+    if not found:
         raise FileNotFoundError(url)
-    get_bytes(join(url, found.path))
+    fs.cat_file(f"{bucket}/{found[0].get('name') or found[0]['Key']}", start=0, end=16)
 
 
 def probe(outputs: Iterable[str], inputs: Iterable[str] = (), seconds: float = PROBE_SECONDS) -> None:
