@@ -307,7 +307,9 @@ def probe_input(url: str) -> None:
         found = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
     if not found:
         raise FileNotFoundError(url)
-    fs.cat_file(f"{bucket}/{found[0].get('name') or found[0]['Key']}", start=0, end=16)
+    name, size = (found[0].get(gs) or found[0].get(s3) for gs, s3 in (("name", "Key"), ("size", "Size")))
+    if int(size or 0):
+        fs.cat_file(f"{bucket}/{name}", start=0, end=16)
 
 
 def probe(outputs: Iterable[str], inputs: Iterable[str] = (), seconds: float = PROBE_SECONDS) -> None:
