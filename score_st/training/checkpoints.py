@@ -4,7 +4,6 @@ On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes t
 """
 
 import contextlib
-import functools
 import shutil
 import tempfile
 import time
@@ -97,7 +96,11 @@ class Saver:
     """
 
     def __init__(
-        self, workdir: Path, settings: ConfigDict, stop: Callable[[], bool], manager: "ocp.CheckpointManager"
+        self,
+        workdir: Path,
+        settings: ConfigDict,
+        stop: Callable[[], bool],
+        open: Callable[[], "ocp.CheckpointManager"],
     ) -> None:
         """See `save` and `wait`.
 
@@ -105,10 +108,11 @@ class Saver:
           workdir: of the run.
           settings: config.storage.
           stop: asked while it waits; True: it waits no longer unless the bucket answers.
-          manager: of the folder.
+          open: returns a new manager of the folder.
         """
-        self.workdir, self.settings, self.manager = workdir, settings, manager
+        self.workdir, self.settings, self.open, self.manager = workdir, settings, open, open()
         self.mirror, self.overdue = mirror.of(workdir), stop
+        self.failed = False  # whether the last save did
         self.waited = 0.0  # seconds that training waited for storage
 
     def save(self, step: int, item: Any) -> None:
@@ -200,13 +204,19 @@ class Saver:
         except Exception as error:
             self._check(error)
             self.mirror.outage.failed(error)
+            self.failed = True
             return False
 
     def _start(self, step: int, item: Any) -> None:
         assert self.mirror
         self.mirror.flush(self.stop, self.settings.patience)
         url, outage = self.mirror.url, self.mirror.outage
-        start = functools.partial(save_item, self.manager, step, item)
+
+        def start() -> None:
+            if self.failed:  # Orbax's manager raises the error of a failed save again and again
+                self.manager, self.failed = self.open(), False
+            save_item(self.manager, step, item)
+
         storage.patiently(url, start, self.settings.patience, self.stop, outage, self._check)
 
     def _finish(self, step: int, item: Any) -> None:

@@ -275,7 +275,7 @@ def fit(
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
     saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
-    checkpoint = saver(checkpoints.manager(workdir, training.snapshot_freq))
+    checkpoint = saver(functools.partial(checkpoints.manager, workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
     goodput = Goodput(workdir, start, jax.process_index() == 0)

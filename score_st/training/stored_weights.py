@@ -37,22 +37,21 @@ class Store:
           workdir: of the run.
           steps: at which to store; none: nothing is ever done.
           current: the state that training begins or resumes with.
-          saver: makes the `Saver` of a manager.
+          saver: makes a `Saver`, from a function that opens its manager.
         """
         self.steps, self.latest = frozenset(steps), (0, None)
         if not steps:
             return
-        self.manager = checkpoints.manager(workdir, folder=FOLDER, newest=None)
-        self.saver = saver(self.manager)
-        past = [step for step in self.manager.all_steps() if step > int(current.step)]
+        self.saver = saver(functools.partial(checkpoints.manager, workdir, folder=FOLDER, newest=None))
+        past = [step for step in self.saver.manager.all_steps() if step > int(current.step)]
         multihost_utils.sync_global_devices("averages listed")  # no process deletes before all have listed them
         for step in past:
-            self.manager.delete(step)
+            self.saver.manager.delete(step)
         self(int(current.step), current)
 
     def __call__(self, step: int, current: TrainState) -> None:
         """Starts to write the averages of the state after `step`, if they are to be stored and are not yet."""
-        if step in self.steps and step not in self.manager.all_steps():
+        if step in self.steps and step not in self.saver.manager.all_steps():
             assert isinstance(current, AveragedState)
             item = current.averages
             if self.saver.mirror:  # kept until they are in the bucket; training goes on in the memory of `current`
