@@ -101,7 +101,7 @@ def trained(environment, url, *more):
     return process
 
 
-@pytest.mark.parametrize("mode", ["refuse", "hang"])
+@pytest.mark.parametrize("mode", ["refuse", pytest.param("hang", marks=pytest.mark.slow)])
 def test_an_outage_changes_nothing(store, environment, uninterrupted, tmp_path, mode):
     url = f"{store.url}/outage_{mode}"
     process = trained(environment, url)
@@ -113,6 +113,7 @@ def test_an_outage_changes_nothing(store, environment, uninterrupted, tmp_path, 
     same(uninterrupted, url, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_outage_that_never_ends(store, environment, uninterrupted, tmp_path):
     url = f"{store.url}/endless"
     rescue = tmp_path / "rescue"
@@ -136,6 +137,7 @@ def test_an_outage_that_never_ends(store, environment, uninterrupted, tmp_path):
     same(uninterrupted, url, tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_during_an_outage(store, environment):
     url = f"{store.url}/stopped"
     process = trained(environment, url)
