@@ -170,7 +170,7 @@ def _make_plain(config: ConfigDict) -> None:
     with config.unlocked(), config.ignore_type():
         for section in [config, *(value for value in config.values() if isinstance(value, ConfigDict))]:
             for key, value in section.items():
-                if isinstance(value, list | np.ndarray):
+                if isinstance(value, list | tuple | np.ndarray):
                     section[key] = tuple(map(plain, value))
                 elif plain(value) is not value:
                     section[key] = plain(value)
@@ -225,7 +225,7 @@ def _run(path: Path, option: str) -> Any:
 def unknown_entries(config: ConfigDict | dict) -> list[str]:
     """The keys of `config` whose value is no entry of their table."""
     flat = flatten(config)
-    known = lambda name, table: name in table or str(name).lower() in table
+    known = lambda name, table: name in table or (table.key == "training.sde" and name.lower() in table)
     return sorted(key for key, table in Table.all.items() if flat.get(key) and not known(flat[key], table))
 
 

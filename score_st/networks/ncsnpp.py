@@ -259,12 +259,18 @@ def normalized_widths(model: ConfigDict) -> set[int]:
     return seen
 
 
-def _check_channels(model: ConfigDict) -> None:
-    """Raises ConfigError unless channels can be normalized in groups, and the network has a size that can be built.
+def least_parameters(model: ConfigDict) -> int:
+    """How many parameters a network has at least: those of some of its convolutions and of its time embedding.
 
-    Of the parameters only those of the 3x3 convolutions of the residual blocks on the way down are counted, and those
-    of the time embedding.
+    These are the last 3x3 convolutions of the residual blocks on the way down and up, and its second dense layer.
     """
+    width = model.embedding_dim if model.lsgm and model.embedding_type == "positional" else model.nf
+    convolutions = 2 * 9 * sum((model.nf * mult) ** 2 for mult in model.ch_mult) * model.num_res_blocks
+    return convolutions + 16 * width**2 * model.conditional
+
+
+def _check_channels(model: ConfigDict) -> None:
+    """Raises ConfigError unless channels can be normalized in groups, and the network has a size that can be built."""
     multiples = normalized_widths(model)
     fits = lambda nf: all(nf * n >= 4 and nf * n % layers.groups(nf * n) == 0 for n in multiples)
     if not fits(model.nf):
@@ -273,11 +279,8 @@ def _check_channels(model: ConfigDict) -> None:
             f"config.model.nf={model.nf}: the channels, {sorted(multiples)} times nf with model.ch_mult, can't be "
             f"normalized in groups; {larger} would do"
         )
-    widths = [model.nf * mult for mult in model.ch_mult]
-    width = model.embedding_dim if model.lsgm else model.nf
-    parameters = 9 * sum(width**2 for width in widths) * model.num_res_blocks + 16 * width**2
-    if parameters > MOST_PARAMETERS:
-        key = "embedding_dim" if model.lsgm and 16 * width**2 > parameters / 2 else "nf"
+    if (parameters := least_parameters(model)) > MOST_PARAMETERS:
+        key = max((model.nf, "nf"), (model.embedding_dim * model.lsgm, "embedding_dim"))[1]
         raise ConfigError(
             f"config.model.{key}={model[key]}: the network would have more than {parameters:.1e} parameters, and take "
             f"{parameters * 4e-12:,.0f} TB without its training; at most {MOST_PARAMETERS:.0e} can be built"
@@ -304,6 +307,12 @@ def from_config(config: ConfigDict) -> NCSNpp:
             "config.model.auxiliary_resblock=False: needs resblock_type=biggan and no progressive pyramids"
         )
     _check_channels(model)
+    return build(config)
+
+
+def build(config: ConfigDict) -> NCSNpp:
+    """As `from_config`, without its checks."""
+    model = config.model
     fields = {field.name for field in dataclasses.fields(NCSNpp)} - {"name", "parent"}
     settings = {key: value for key, value in model.items() if key in fields}
     if not model.lsgm:

@@ -78,7 +78,7 @@ class TrainStepConfig:
         trees = self.abstract_state, self.abstract_state.params
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
-        images = batch_size // self.mesh.size // self.num_micro_batch
+        images = batch_size // self.mesh.size // self.micro_batches
         return {
             f"the state of {parameters:,} parameters": size / self.mesh.shape["fsdp"],
             f"{images:,} images at a time": self.model.least_bytes(images),
