@@ -141,6 +141,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("text", ["110-100", "0-5", "5", "a-b", "5-", "1-2-3", "-1-2", "1 - 2", "1-99999999999"])
+def test_steps_to_profile(base, text):
+    wanted = f"config.training.profile_steps={text!r}: should be two steps A-B with 1 <= A"
+    assert wanted in outcome(base, "training.profile_steps", text)[1]
+
+
 def test_values_at_the_edges(base):
     for key, values in ALLOWED.items():
         for text in values:
