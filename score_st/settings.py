@@ -83,7 +83,7 @@ TRAINING: Section = dict(
     truncation_weighting=("", OPTIONAL, "ours: the entry of WEIGHTINGS of truncation_prior=weighting"),
     tau_groups=(0, COUNT_OR_0, "ours: draws of τ per step; 0: one per device, batch_size: one per image"),
     stratified=(False, FLAG, "ours: spread times evenly over the images that share a τ, and τ over its draws"),
-    eval_images=(256, COUNT_OR_0, "ours: held-out images of `eval_nelbo` in the log; 0: none"),
+    eval_images=(256, whole(0, most=10**6), "ours: held-out images of `eval_nelbo` in the log; 0: none"),
     fsdp=(1, COUNT, "ours: devices over which parameters, optimizer state and average are sharded"),
     dtype=("float32", ENTRY, "ours: arithmetic of training, or bfloat16; weights, statistics and loss stay float32"),
     reduce_dtype=("float32", ENTRY, "ours: type in which gradients are summed across devices, or bfloat16"),

@@ -44,7 +44,7 @@ def parser() -> cli.Parser:
     option = parser.add_argument_group("images").add_argument
     option(
         "--num",
-        type=cli.within(ranges.whole(sample_quality.LEAST)),
+        type=cli.within(ranges.whole(sample_quality.LEAST, most=10**7)),
         default=1000,
         help="images for each point (default 1000)",
     )

@@ -238,7 +238,8 @@ UNAFFORDABLE = {
     "model.nf=65536": "GB for the state of",
     "training.batch_size=1000000000": "GB for 125,000,000 images at a time, and has",
     "sampling.group=1000000000": "config.sampling.group=1000000000: each of 8 devices would need at least",
-    "eval.batch_size=1000000000": "config.eval.batch_size=1000000000: each of 8 devices would need at least",
+    "eval.batch_size=1000000000": "config.eval.batch_size=1000000000 with n_probes=1: each of 8 devices would need",
+    "eval.n_probes=1000000000": "GB for 1,000,000,000 probes each, and has",
 }
 
 

@@ -229,7 +229,9 @@ def check_batch_size(config: Any, model: DiffusionModel, mesh: Mesh) -> None:
     together = config.eval.group or share
     needs = {f"{together:,} images at a time": model.least_bytes(together)}
     needs[f"{share:,} images of a batch"] = share * math.prod(model.image_shape)
-    memory.check(mesh, f"config.eval.batch_size={config.eval.batch_size}", needs)
+    needs[f"{config.eval.n_probes:,} probes each"] = 4 * config.eval.n_probes * together * math.prod(model.image_shape)
+    asked = f"config.eval.batch_size={config.eval.batch_size} with n_probes={config.eval.n_probes}"
+    memory.check(mesh, asked, needs)
 
 
 def from_config(config: Any, model: DiffusionModel) -> Evaluation:
