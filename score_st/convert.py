@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import ranges
 from score_st.config import FREE, ConfigError
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
@@ -83,11 +84,15 @@ def parser() -> cli.Parser:
         "--from", dest="source", type=places.source, metavar="FILE.pth", help="a PyTorch checkpoint"
     )
     direction.add_argument("--to", type=places.file, metavar="FILE.pth", help="PyTorch checkpoint to write")
-    files.add_argument("--step", type=int, help="checkpoint of the workdir (default: the newest)")
+    files.add_argument(
+        "--step", type=cli.within(ranges.COUNT_OR_0), help="checkpoint of the workdir (default: the newest)"
+    )
     option = command.add_argument_group("comparison").add_argument
     about = "official outputs to compare with, see docs/convert.md"
     option("--verify", type=places.source, metavar="FILE.npz", help=about)
-    option("--tol", type=float, default=1e-4, help="largest relative error allowed (default: 1e-4)")
+    option(
+        "--tol", type=cli.within(ranges.POSITIVE), default=1e-4, help="largest relative error allowed (default: 1e-4)"
+    )
     return command
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from score_st import weights
+from score_st import ranges, weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import editing, generation
@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
     option = parser.add_argument_group("pictures").add_argument
     tasks = ", ".join(f"{name} ({meaning})" for name, meaning in TASKS.items())
     option("--task", required=True, choices=[*TASKS, *ALIASES], help=f"{tasks}; colorize is colourise")
-    option("--num", type=int, default=8, help="how many test images (default 8)")
+    option("--num", type=cli.within(ranges.COUNT), default=8, help="how many test images (default 8)")
     option(
         "--out", type=places.file, help="the picture (default WORKDIR/edit/TASK.png; other weights: a folder there)"
     )

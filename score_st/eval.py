@@ -7,7 +7,7 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from score_st import weights
+from score_st import ranges, weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
     """Returns the command's parser."""
     parser = cli.parser("eval", "Bits/dim of a checkpoint's weights, by default their EMA.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
-    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option("--step", type=cli.within(ranges.COUNT_OR_0), help="the checkpoint's step; the newest by default")
     weights.add_options(parser)
     profiling.add_option(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
@@ -50,8 +50,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
             print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)
         result = sample_quality.from_arguments(arguments, mesh, tables.show_quality)
     else:
-        image_terms.check_batch_size(config, mesh)
         model = DiffusionModel.from_config(config)
+        image_terms.check_batch_size(config, model, mesh)
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
         chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st import networks
-from score_st.config import ConfigError
+from score_st.config import ConfigError, check
 from score_st.data import preprocessing
 from score_st.diffusion import guidance, losses, parametrization, samplers, sde, truncation
 from score_st.diffusion.parametrization import Parametrization, Score, ScoreModel
@@ -37,8 +37,9 @@ class DiffusionModel:
         """The model that `config` describes; touches no file and no device.
 
         Raises:
-          ConfigError: a setting is unknown, or no such model is possible.
+          ConfigError: a setting is unknown or out of its range, or no such model is possible.
         """
+        check(config)
         diffusion = sde.from_config(config)
         image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
         form = parametrization.from_config(config, diffusion)
@@ -74,6 +75,13 @@ class DiffusionModel:
     def init(self, key) -> dict:
         """Freshly drawn parameters of the network."""
         return self.network.init(key, jnp.zeros((1, *self.image_shape)), jnp.ones(1))["params"]
+
+    def least_bytes(self, images: int) -> int:
+        """The memory that so many images take in the network at least; their own and its output are float32."""
+        height, width, channels = self.image_shape
+        inside = getattr(self.network, "least_numbers", lambda height, width: 0)(height, width)
+        itemsize = jnp.dtype(networks.arithmetic_dtype(self.network)).itemsize
+        return images * (2 * 4 * height * width * channels + itemsize * inside)
 
     @functools.cached_property
     def abstract_params(self) -> dict:

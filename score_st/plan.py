@@ -132,8 +132,7 @@ def parser() -> cli.Parser:
     about = "Compiles a program for TPUs, without a TPU: memory, FLOPs, communication, a rough time."
     parser = cli.documented("plan", about, EXAMPLES)
     option = parser.add_argument_group("plan").add_argument
-    option("--config", nargs="+", required=True, metavar="FILE", help="configurations, see configs/")
-    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.fsdp=16")
+    cli.add_config_options(option, nargs="+", help="configurations, see configs/")
     option("--topology", nargs="+", required=True, metavar="NAME", help="v5e:4x4, v4:2x2x2, ...")
     option("--what", choices=list(planner.JOBS), default="train", help="the program (default train)")
     option("--search", action="store_true", help="change settings until the program fits")

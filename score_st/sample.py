@@ -7,8 +7,7 @@ import time
 import jax
 from jax.sharding import Mesh
 
-from score_st import weights
-from score_st.config import ConfigError
+from score_st import ranges, weights
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
@@ -32,7 +31,7 @@ def parser() -> cli.Parser:
     description = "Images from a checkpoint's weights, by default their EMA: uint8 arrays in samples/, and grid.png."
     parser = cli.parser("sample", description, EXAMPLES)
     option = parser.add_argument_group("images").add_argument
-    option("--num", type=int, default=64, help="how many images (default 64)")
+    option("--num", type=cli.within(ranges.COUNT), default=64, help="how many images (default 64)")
     option(
         "--out",
         type=places.folder,
@@ -51,10 +50,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on the devices of a mesh, by default on all."""
     mesh = mesh or sharding.mesh()
     config = generation.with_sampler(arguments.config, arguments.sampler, arguments.steps)
-    if arguments.num < 1:
-        raise ConfigError(f"--num {arguments.num}: should be 1 or more")
-    generation.check(config)
     model = DiffusionModel.from_config(config)
+    generation.check_memory(config, model, mesh)
     chosen = weights.from_arguments(arguments, config, model, mesh)
     folder, model = arguments.out or chosen.folder(arguments.workdir / "samples"), chosen.model
     settings = {"seed": arguments.seed} | chosen.about

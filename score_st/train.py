@@ -11,16 +11,16 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.config import FREE, ConfigError
+from score_st.config import FREE, ConfigError, check
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
-from score_st.runtime import cli, mirror, profiling, sharding, storage
+from score_st.runtime import cli, memory, mirror, places, sharding, storage
 from score_st.runtime.workdir import claim_workdir, write_text
-from score_st.training import loop, optimizer
+from score_st.training import checkpoints, loop, optimizer
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 
@@ -71,6 +71,14 @@ def keep_programs(workdir: Path, platform: str) -> None:
         jax.config.update("jax_compilation_cache_dir", place)
 
 
+def check_length(config: ConfigDict, workdir: str | Path) -> None:
+    """Raises ConfigError if more steps are done than training.n_iters."""
+    done = checkpoints.newest(workdir)
+    if config.training.n_iters < done:
+        wanted = f"config.training.n_iters={config.training.n_iters}"
+        raise ConfigError(f"{wanted}: {done} steps are done in {workdir}; should be {done} or more")
+
+
 def train(
     config: ConfigDict,
     workdir: str | Path,
@@ -93,18 +101,23 @@ def train(
     Raises:
       ConfigError: the request can't be met.
     """
-    devices = None if mesh is None else list(mesh.devices.flat)
-    profiling.parse_steps(config.training.profile_steps)
+    devices, workdir = None if mesh is None else list(mesh.devices.flat), places.meant(workdir)
+    check(config)
     step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
+    asked = f"config.training.batch_size={config.training.batch_size} with config.model.nf={config.model.nf}"
+    memory.check(step_config.mesh, asked, step_config.least_bytes(config.training.batch_size))
     eval_mesh = sharding.mesh(devices=devices)
     model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
     if jax.process_count() > 1 and mirror.url_of(workdir).startswith("s3://"):
         message = "several processes can't write checkpoints there; use gs://bucket/folder or a folder that they share"
         raise ConfigError(f"--workdir {workdir}: {message}")
-    images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    if config.training.snapshot_sampling:
+        generation.check_memory(config, model, eval_mesh)
     if config.eval.enable_bpd:
-        image_terms.check_batch_size(config, eval_mesh)
+        image_terms.check_batch_size(config, model, eval_mesh)
         image_terms.from_config(config, model)
+    images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    check_length(config, workdir)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
     workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
     keep_programs(workdir, jax.default_backend())

@@ -125,8 +125,8 @@ def test_compile_times_in_a_process_of_its_own(tmp_path):
     [
         (["--parts", "step,fid"], "--parts step,fid: unknown 'fid'; choose from step, nll"),
         (["--parts", ""], "nothing to measure"),
-        (["--seconds", "0"], "--seconds 0.0: should be a number above 0"),
-        (["--images", "-1"], "--images -1: should be 1 or more"),
+        (["--seconds", "0"], "argument --seconds: 0: should be above 0"),
+        (["--images", "-1"], "argument --images: -1: should be 0 or more"),
         (["--samplers", "ode@x@y"], "--samplers ode@x@y: should be a sampler"),
         (["--samplers", "eular"], "config.sampling.predictor: unknown 'eular'"),
         (["--samplers", "ddim@cubic"], "config.sampling.grid: unknown 'cubic'"),

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from score_st.array_types import Bool, Float, Shaped, UInt8
-from score_st.config import ConfigError
 from score_st.data.files import MissingFiles, reading
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
@@ -235,11 +234,8 @@ def lazy_images(
 
     Raises:
       MissingFiles: there are no images.
-      ConfigError: data.num_channels is neither 1 nor 3.
     """
     size, channels = config.data.image_size, config.data.num_channels
-    if channels not in MODES:
-        raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
     if not count:
         raise MissingFiles(f"config.data.dir={config.data.dir!r}: no images there")
     shape = count, size, size, channels

@@ -29,8 +29,6 @@ def load(config: ConfigDict, split: str) -> Images:
     """
     data = config.data
     choose(preprocessing.DEQUANTIZATIONS, data.dequantization, "data.dequantization")
-    if data.num_threads < 0:
-        raise ConfigError(f"config.data.num_threads={data.num_threads}: should be 0 or more")
     if data.prepared and (copy := decoded_cache.open_copy(config, split)) is not None:
         return copy
     try:

@@ -1,7 +1,6 @@
 """How a network stands for the score ∇ log p_t(x): how its input and output are scaled, and what it is told of t."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -154,10 +153,6 @@ def smld(last: float, n: int) -> Parametrization:
 
 def _preconditioned(config, sde: Diffusion, std: float, mean: float = 0.0) -> Parametrization:
     model = config.model
-    if not (math.isfinite(std) and std > 0):
-        raise ConfigError(f"config.model.data_std={std}: should be above 0; `python -m score_st.data` prints it")
-    if not math.isfinite(mean):
-        raise ConfigError(f"config.model.data_mean={mean}: should be finite; `python -m score_st.data` prints it")
     for section, key in (("model", "scale_by_sigma"), ("training", "official_loss")):
         if config[section][key]:
             raise ConfigError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float, Int, Key
-from score_st.config import ConfigError, Table
+from score_st.config import Table
 from score_st.diffusion import probability_flow
 from score_st.diffusion.correctors import CORRECTORS, Corrector
 from score_st.diffusion.dims import expand
@@ -290,9 +290,6 @@ def from_config(config) -> Sampler:
     Raises:
       ConfigError: an unknown name or an impossible setting, also of a method that is not chosen.
     """
-    steps = config.sampling.steps
-    if steps < 0:
-        raise ConfigError(f"config.sampling.steps={steps}: should be 1 or more, or 0 for model.num_scales")
     build = METHODS.choose(config.sampling.method)
     _predictor_corrector(config)
     return build(config)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array
-from score_st.config import Table
+from score_st.config import ConfigError, Table
 from score_st.diffusion import parametrization
 from score_st.diffusion.linear_sde import SDE, NoiseLevels, Prior, Times
 from score_st.diffusion.parametrization import OfTime, Parametrization
@@ -88,7 +88,13 @@ class VP(SDE):
         return functools.partial(self.unbounded_time, stabilizer=training.stabilizing_constant), None
 
     def noise_levels(self, n: int) -> NoiseLevels | None:
-        """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4)."""
+        """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4).
+
+        Raises:
+          ConfigError: there are too few for β_max, whose β_i would not be below 1.
+        """
+        if self.beta_max >= n:
+            raise ConfigError(f"config.model.num_scales={n}: should be above model.beta_max={self.beta_max:g}")
         beta = jnp.linspace(self.beta_min / n, self.beta_max / n, n)
         alpha2 = jnp.exp(jnp.cumsum(jnp.log1p(-beta)))
         return NoiseLevels(

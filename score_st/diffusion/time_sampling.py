@@ -227,7 +227,7 @@ TIME_SAMPLERS: Table[Callable[..., TimeSampler]] = Table(
         "uniform": lambda config: Uniform(),
         "importance": lambda config: Importance(),
         "reciprocal": lambda config: Reciprocal(),
-        "idode": lambda config: IDODE(weighting.positive(config, "model", "data_std")),
+        "idode": lambda config: IDODE(config.model.data_std),
         "lognormal": _lognormal,
         "softened": _softened,
     },

@@ -162,8 +162,6 @@ def _power(config) -> Truncation:
     k, name = config.training.k, config.training.truncation_weighting
     if name:
         raise ConfigError(f"config.training.truncation_weighting={name}: needs truncation_prior=weighting")
-    if not k >= 0:
-        raise ConfigError(f"config.training.k={k}: should be 0 or more, or inf for no Soft Truncation")
     return Truncation(k, config.training.truncation_time)
 
 
@@ -192,9 +190,6 @@ TRUNCATION_PRIORS: Table[Callable[..., TruncationPrior]] = Table(
 
 def random_from_config(config) -> TruncationPrior:
     """The prior that training.truncation_prior names, whatever training.st is; raises as `from_config`."""
-    eps = config.training.truncation_time
-    if not 0 < eps < 1:
-        raise ConfigError(f"config.training.truncation_time={eps}: should be between 0 and 1")
     return TRUNCATION_PRIORS.choose(config.training.truncation_prior)(config)
 
 

@@ -145,14 +145,6 @@ class EDM:
         return self.times(sde, t) * (1 + jnp.exp(-sde.logsnr(t)) / self.data_std**2)
 
 
-def positive(config, section: str, key: str) -> float:
-    """The number at a key of the configuration; raises ConfigError unless it is positive and finite."""
-    value = config[section][key]
-    if not 0 < value < math.inf:
-        raise ConfigError(f"config.{section}.{key}={value}: should be positive")
-    return value
-
-
 def _softened(config) -> Softened:
     prior = truncation.from_config(config)
     if prior != prior.fixed():
@@ -160,26 +152,14 @@ def _softened(config) -> Softened:
     return Softened(truncation.random_from_config(config))
 
 
-def _sigmoid(config) -> Sigmoid:
-    bias = config.training.sigmoid_bias
-    if not math.isfinite(bias):
-        raise ConfigError(f"config.training.sigmoid_bias={bias}: should be finite")
-    return Sigmoid(bias)
-
-
 def lognormal_from_config(config) -> Lognormal:
     """With training.lognormal_mean and lognormal_std.
 
     The mean is stated for data in [−1, 1]. Data in [0, 1] are half as wide, and so is the noise that does the same to
     them: the mean is then less by ln 2.
-
-    Raises:
-      ConfigError: a mean that is not finite, or a standard deviation that is not positive.
     """
-    mean, std = config.training.lognormal_mean, positive(config, "training", "lognormal_std")
-    if not math.isfinite(mean):
-        raise ConfigError(f"config.training.lognormal_mean={mean}: should be finite")
-    return Lognormal(mean if config.data.centered else mean - math.log(2), std)
+    mean = config.training.lognormal_mean - (0 if config.data.centered else math.log(2))
+    return Lognormal(mean, config.training.lognormal_std)
 
 
 # builders of the weighting, from the configuration
@@ -191,9 +171,9 @@ WEIGHTINGS: Table[Callable[..., Weighting]] = Table(
         "reciprocal": lambda config: reciprocal,
         "reciprocal_likelihood": lambda config: reciprocal_likelihood,
         "softened": _softened,
-        "sigmoid": _sigmoid,
-        "min_snr": lambda config: MinSNR(positive(config, "training", "min_snr_gamma")),
-        "edm": lambda config: EDM(lognormal_from_config(config), positive(config, "model", "data_std")),
+        "sigmoid": lambda config: Sigmoid(config.training.sigmoid_bias),
+        "min_snr": lambda config: MinSNR(config.training.min_snr_gamma),
+        "edm": lambda config: EDM(lognormal_from_config(config), config.model.data_std),
     },
     also=("training.truncation_weighting",),
 )

@@ -161,7 +161,7 @@ def evaluate(
     Returns:
       What is in bpd.json.
     """
-    image_terms.check_batch_size(config, mesh)
+    image_terms.check_batch_size(config, model, mesh)
     section, evaluation = config.eval, image_terms.from_config(config, model)
     writes, folder = jax.process_index() == 0, folder or workdir / "eval"
     if writes:

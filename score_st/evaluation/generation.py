@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import ranges
 from score_st.array_types import Array, UInt8
-from score_st.config import ConfigError, differences
+from score_st.config import ConfigError, check, differences
 from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import profiling, progress, resumable
+from score_st.runtime import cli, memory, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -29,15 +30,26 @@ SHARDS = "samples_{:07d}.npz"  # the number of the first image
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that all commands with a sampler share."""
     option = parser.add_argument_group("sampler").add_argument
-    option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option(
+        "--seed", type=cli.within(ranges.SEED), default=0, help="image i is a function of the seed and i (default 0)"
+    )
+    option("--step", type=cli.within(ranges.COUNT_OR_0), help="the checkpoint's step; the newest by default")
     names = ", ".join(samplers.PREDICTORS)
     option("--sampler", metavar="NAME", help=f"ode, or a predictor ({names}) with or without +corrector")
-    option("--steps", type=int, metavar="N", help="steps of the predictor, short for --config.sampling.steps")
+    option(
+        "--steps",
+        type=cli.within(ranges.COUNT),
+        metavar="N",
+        help="steps of the predictor, short for --config.sampling.steps",
+    )
 
 
 def with_sampler(config: ConfigDict, sampler: str | None, steps: int | None) -> ConfigDict:
-    """Changes `config` to what --sampler ("ode", "heun", "reverse_diffusion+langevin") and --steps say; returns it."""
+    """Changes `config` to what --sampler ("ode", "heun", "reverse_diffusion+langevin") and --steps say; returns it.
+
+    Raises:
+      ConfigError: steps for the adaptive solver, which chooses its own.
+    """
     with config.unlocked():
         if sampler == "ode":
             config.sampling.method = "ode"
@@ -45,15 +57,20 @@ def with_sampler(config: ConfigDict, sampler: str | None, steps: int | None) -> 
             predictor, _, corrector = sampler.partition("+")
             config.sampling.update(method="pc", predictor=predictor, corrector=corrector or "none")
         if steps is not None:
+            if config.sampling.method == "ode":
+                raise ConfigError(
+                    f"--steps {steps}: the sampler ode chooses its own; another one can have them, such as heun"
+                )
             config.sampling.steps = steps
+    check(config)
     return config
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ConfigError for batches or groups of no images."""
-    for key in ("batch_size", "group"):
-        if config.sampling[key] < 1:
-            raise ConfigError(f"config.sampling.{key}={config.sampling[key]}: should be 1 or more")
+def check_memory(config: ConfigDict, model: DiffusionModel, mesh: Mesh) -> None:
+    """Raises ConfigError if the devices of the mesh have no room for sampling.group images."""
+    group = config.sampling.group
+    needs = {f"{group:,} images at a time": model.least_bytes(group)}
+    memory.check(mesh, f"config.sampling.group={group}", needs)
 
 
 def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int = 1) -> jax.stages.Wrapped:

@@ -74,9 +74,14 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
+def groups(channels: int) -> int:
+    """The number of groups that channels are normalized in: four channels each, but at most 32 groups."""
+    return min(channels // 4, 32)
+
+
 def group_norm(channels: int, name: str, dtype: DTypeLike) -> GroupNorm:
-    """Group normalization with four channels per group, but at most 32 groups."""
-    return GroupNorm(min(channels // 4, 32), dtype, name=name)
+    """Group normalization in `groups`."""
+    return GroupNorm(groups(channels), dtype, name=name)
 
 
 def dense(features: int, name: str, dtype: DTypeLike | None = jnp.float32) -> nn.Dense:

@@ -5,6 +5,7 @@ UNCSN++ and UDDPM++ (Kim et al. 2022) are the same networks with another time co
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from score_st.array_types import Array, Float
-from score_st.config import ConfigError, choose
+from score_st.config import ConfigError
 from score_st.networks import layers
 from score_st.networks.network import REMAT
 
@@ -25,14 +26,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
     "lrelu": functools.partial(nn.leaky_relu, negative_slope=0.2),
 }
-CHOICES = {
-    "embedding_type": ("fourier", "positional"),
-    "nonlinearity": tuple(ACTIVATIONS),
-    "resblock_type": ("biggan", "ddpm"),
-    "progressive": ("none", "output_skip", "residual"),
-    "progressive_input": ("none", "input_skip", "residual"),
-    "progressive_combine": ("sum", "cat"),
-}
+MOST_PARAMETERS = 10**12  # of a network that is built
 
 
 class NCSNpp(nn.Module):
@@ -74,6 +68,10 @@ class NCSNpp(nn.Module):
     centered: bool
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
+
+    def least_numbers(self, height: int, width: int) -> int:
+        """How many numbers an image has in the network at once, at least: the skips at full resolution."""
+        return height * width * self.nf * (1 + self.num_res_blocks * self.ch_mult[0])
 
     @nn.compact
     def __call__(
@@ -241,6 +239,54 @@ class _Submodules:
         return h
 
 
+def normalized_widths(model: ConfigDict) -> set[int]:
+    """The numbers of channels that pass through a group normalization, in units of nf, in the order of the blocks."""
+    last, seen = len(model.ch_mult) - 1, set()
+    h, skips = 1, [1]
+    for level, mult in enumerate(model.ch_mult):
+        for _ in range(model.num_res_blocks):
+            seen |= {h, h := mult}
+            skips.append(h)
+        if level != last:
+            h *= 2 if model.progressive_input == "input_skip" and model.progressive_combine == "cat" else 1
+            skips += [h] * model.auxiliary_resblock
+    if not model.auxiliary_resblock:
+        skips.pop()
+    seen.add(h)
+    for mult in reversed(model.ch_mult):
+        for _ in range(model.num_res_blocks + model.auxiliary_resblock):
+            seen |= {h + skips.pop(), h := mult}
+    return seen
+
+
+def least_parameters(model: ConfigDict) -> int:
+    """How many parameters a network has at least: those of some of its convolutions and of its time embedding.
+
+    These are the last 3x3 convolutions of the residual blocks on the way down and up, and its second dense layer.
+    """
+    width = model.embedding_dim if model.lsgm and model.embedding_type == "positional" else model.nf
+    convolutions = 2 * 9 * sum((model.nf * mult) ** 2 for mult in model.ch_mult) * model.num_res_blocks
+    return convolutions + 16 * width**2 * model.conditional
+
+
+def _check_channels(model: ConfigDict) -> None:
+    """Raises ConfigError unless channels can be normalized in groups, and the network has a size that can be built."""
+    multiples = normalized_widths(model)
+    fits = lambda nf: all(nf * n >= 4 and nf * n % layers.groups(nf * n) == 0 for n in multiples)
+    if not fits(model.nf):
+        larger = next(filter(fits, itertools.count(model.nf)))  # 128 and its multiples always do
+        raise ConfigError(
+            f"config.model.nf={model.nf}: the channels, {sorted(multiples)} times nf with model.ch_mult, can't be "
+            f"normalized in groups; {larger} would do"
+        )
+    if (parameters := least_parameters(model)) > MOST_PARAMETERS:
+        key = max((model.nf, "nf"), (model.embedding_dim * model.lsgm, "embedding_dim"))[1]
+        raise ConfigError(
+            f"config.model.{key}={model[key]}: the network would have more than {parameters:.1e} parameters, and take "
+            f"{parameters * 4e-12:,.0f} TB without its training; at most {MOST_PARAMETERS:.0e} can be built"
+        )
+
+
 def from_config(config: ConfigDict) -> NCSNpp:
     """NCSN++ or DDPM++ with the settings of `config.model`.
 
@@ -248,12 +294,6 @@ def from_config(config: ConfigDict) -> NCSNpp:
       ConfigError: a setting is unknown, or there is no such network.
     """
     model, image_size, levels = config.model, config.data.image_size, len(config.model.ch_mult)
-    for key, choices in CHOICES.items():
-        choose(dict.fromkeys(choices), model[key], f"model.{key}")
-    if model.nf < 4:
-        raise ConfigError(f"config.model.nf={model.nf}: should be 4 or more")
-    if not levels:
-        raise ConfigError("config.model.ch_mult=(): should have at least one number")
     factor = 2 ** (levels - 1)
     if image_size < factor or image_size % factor:
         nearest = max(round(image_size / factor), 1) * factor
@@ -266,6 +306,13 @@ def from_config(config: ConfigDict) -> NCSNpp:
         raise ConfigError(
             "config.model.auxiliary_resblock=False: needs resblock_type=biggan and no progressive pyramids"
         )
+    _check_channels(model)
+    return build(config)
+
+
+def build(config: ConfigDict) -> NCSNpp:
+    """As `from_config`, without its checks."""
+    model = config.model
     fields = {field.name for field in dataclasses.fields(NCSNpp)} - {"name", "parent"}
     settings = {key: value for key, value in model.items() if key in fields}
     if not model.lsgm:

@@ -110,7 +110,6 @@ def eval_job(config: ConfigDict, topology: tpu.Topology) -> Job:
 
 def sample_job(config: ConfigDict, topology: tpu.Topology) -> Job:
     """Lowers the sampling of one group of images."""
-    generation.check(config)
     model, group = DiffusionModel.from_config(config), config.sampling.group
     indices = jax.ShapeDtypeStruct((group,), jnp.int32)
     arguments = _on_first(topology.devices(), model.abstract_params, indices)

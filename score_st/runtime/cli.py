@@ -10,7 +10,8 @@ from typing import Any, NoReturn, TypeVar
 
 import absl.logging
 
-from score_st.config import ConfigError, add_entries, changed, flatten, read
+from score_st.config import ConfigError, add_entries, changed, check, described, flatten, read
+from score_st.ranges import TYPES, Number
 from score_st.runtime import exit_codes, progress
 from score_st.runtime.places import folder
 
@@ -57,6 +58,42 @@ def documented(
     return parser
 
 
+class HelpConfig(argparse.Action):
+    """Prints the keys of the configuration, or of a section, and ends the program."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """See argparse."""
+        try:
+            print(described(values or ""))
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.exit(exit_codes.DONE)
+
+
+def add_config_options(option: Callable[..., Any], **files: Any) -> None:
+    """Adds --config, with the settings `files`, --config.KEY=VALUE and --help-config."""
+    option("--config", required=True, metavar="FILE", **files)
+    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
+    about = "show all keys, or those of training, sampling, eval, data, model, optim or storage, and exit"
+    option("--help-config", nargs="?", action=HelpConfig, metavar="SECTION", help=about)
+
+
+def within(range: Number) -> Callable[[str], Any]:
+    """Returns the type, for argparse, of a number in a range."""
+
+    def number(text: str) -> Any:
+        try:
+            value = range.kind(text)
+            wrong = range.problem(value)
+        except (ValueError, OverflowError):
+            wrong = f"should be {TYPES[range.kind]}"
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{text}: {wrong}")
+        return value
+
+    return number
+
+
 def parser(
     command: str,
     description: str,
@@ -75,9 +112,8 @@ def parser(
     """
     parser = documented(command, description, examples, codes, processes=True)
     option = parser.add_argument_group("run").add_argument
-    option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
+    add_config_options(option, help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", type=folder, required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
-    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     return parser
 
 
@@ -130,14 +166,17 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
         config = read(arguments.config)
         base = {"file": arguments.config, "config": config.to_dict()}
         arguments.config = changed(config, changes)
+        check(config, entries=False)  # a workdir may add some
         options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
         distributed.start(flatten(arguments.config) | options)
         arguments.base, patience = base, config.storage.patience
         inputs = [config.data.dir, config.data.prepared]
     with places.opened(arguments, patience, inputs, getattr(arguments, "shards", False)) as paths:
         vars(arguments).update(paths)
-        if config is not None and arguments.workdir:
-            add_entries(config, arguments.workdir)
+        if config is not None:
+            if arguments.workdir:
+                add_entries(config, arguments.workdir)
+            check(config)
         yield arguments
 
 

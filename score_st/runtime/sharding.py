@@ -27,7 +27,7 @@ def mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
-    if fsdp < 1 or n % fsdp:
+    if n % fsdp:
         raise ConfigError(f"config.training.fsdp={fsdp}: should divide the number of devices, {n}")
     return jax.make_mesh((n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 

@@ -310,6 +310,14 @@ def open_for_reading(
         return read_item(opened, step, placed(abstract, mesh), partial=True)  # without averages, see `stored_weights`
 
 
+def newest(workdir: str | Path) -> int:
+    """Returns the step of the newest complete checkpoint, or 0 if there is none."""
+    if not exist(workdir):
+        return 0
+    with manager(workdir, read_only=True) as opened:
+        return opened.latest_step() or 0
+
+
 def find_step(workdir: str | Path, step: int | None) -> int:
     """Returns the step of a checkpoint, by default of the newest.
 

@@ -29,7 +29,7 @@ from score_st.runtime import sharding
 from score_st.training import averages, optimizer, state
 from score_st.training.state import TrainState
 
-DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
+DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16}, also=("training.reduce_dtype",))
 # otherwise the TPU's compiler cuts the sum of the gradients into pieces of 120 MB
 TPU_OPTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": "4294967296"}
 
@@ -72,6 +72,17 @@ class TrainStepConfig:
     def abstract_state(self) -> TrainState:
         """The training state, as a tree of ShapeDtypeStructs."""
         return state.abstract(self.model, self.optimizer, self.averaged)
+
+    def least_bytes(self, batch_size: int) -> dict[str, float]:
+        """What a device needs at least, by what it is for; gradients are as large as parameters."""
+        trees = self.abstract_state, self.abstract_state.params
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+        images = batch_size // self.mesh.size // self.micro_batches
+        return {
+            f"the state of {parameters:,} parameters": size / self.mesh.shape["fsdp"],
+            f"{images:,} images at a time": self.model.least_bytes(images),
+        }
 
     @property
     def state_shardings(self) -> TrainState:
@@ -289,11 +300,6 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
     model = DiffusionModel.from_config(config)
     dtype, reduce_dtype = (DTYPES.choose(training[key], f"training.{key}") for key in ("dtype", "reduce_dtype"))
     model = dataclasses.replace(model, network=networks.with_arithmetic(model.network, dtype, training.remat))
-    for key, value in (("optim.num_micro_batch", micro), ("training.n_jitted_steps", training.n_jitted_steps)):
-        if value < 1:
-            raise ConfigError(f"config.{key}={value}: should be 1 or more")
-    if training.eval_images < 0:
-        raise ConfigError(f"config.training.eval_images={training.eval_images}: should be 0 or more")
     groups = training.tau_groups or mesh.shape["data"]
     local_groups = max(groups // devices, 1)
     loss = losses.from_config(config, model.sde, local_groups)

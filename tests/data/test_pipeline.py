@@ -16,7 +16,6 @@ from score_st.data import pipeline
         (dict(image_size=16), "DIGITS has 8, not 16"),
         (dict(num_channels=3), "DIGITS has 1, not 3"),
         (dict(dequantization="uniforme"), "did you mean uniform?"),
-        (dict(num_threads=-1), "num_threads=-1: should be 0 or more"),
     ],
 )
 def test_impossible_data(change, message):

@@ -113,9 +113,8 @@ def test_scale_by_sigma(embedding_type):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("model.progressive", "skip", "choose from none, output_skip, residual"),
-        ("model.nf", 3, "nf=3: should be 4 or more"),
-        ("model.ch_mult", (), "ch_mult=.*: should have at least one number"),
+        ("model.nf", 3, r"nf=3: the channels, \[1, 2, 3, 4\] times nf .*, can't be normalized in groups; 4 would do"),
+        ("model.nf", 132, "can't be normalized in groups; 160 would do"),
         ("data.image_size", 30, "multiple of 8, such as 32"),
         ("model.auxiliary_resblock", False, "needs resblock_type=biggan"),
     ],

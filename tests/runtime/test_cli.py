@@ -41,7 +41,7 @@ BAD = {
     "--config.eval.gradient_images=1": "should be 2 or more, or 0 for none",
     "--config.sampling.predictor=euler_marujama": "did you mean euler_maruyama?",
     "--config.training.tau_groups=3": "training.tau_groups",
-    "--config.model.progressive=skip": "choose from none, output_skip, residual",
+    "--config.model.progressive=skip": "config.model.progressive='skip': should be none, output_skip or residual",
 }
 
 
@@ -102,7 +102,9 @@ def test_workdirs(capsys, tmp_path):
         assert not (tmp_path / "new").exists()
         error = refused(capsys, main, [*argv, tmp_path / "run", "--config.model.nf=16"])
         assert "was made with model.nf=48 (not 16)" in error
-    assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
+    assert "argument --num: 0: should be 1 or more" in refused(
+        capsys, sample.main, [*argv, tmp_path / "run", "--num", 0]
+    )
     error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
     assert "no eval/loss_by_time.json" in error
     error = refused(capsys, report.main, ["--workdir", tmp_path / "new", "--out", tmp_path / "a.html"])

@@ -211,6 +211,7 @@ def test_bfloat16_is_near_and_sums_as_asked(digits, alone):
         (dict(training__dtype="float16"), "training.dtype: unknown 'float16'; choose from float32, bfloat16"),
         (dict(training__remat="all"), "training.remat: unknown 'all'; choose from none, elementwise, blocks"),
         (dict(training__n_jitted_steps=0), "training.n_jitted_steps=0: should be 1 or more"),
+        (dict(training__averages=1300002), "training.averages=1300002: should be at most 10,000"),
     ],
 )
 def test_impossible_settings(settings, said):
