@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from score_st import strict_json
+
 Entry = TypeVar("Entry")
 
 TRAINING = dict(
@@ -56,6 +58,7 @@ TRAINING = dict(
     reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
     remat="none",  # ours: what the backward pass recomputes: none, elementwise or blocks
     n_jitted_steps=1,  # ours: steps per dispatch
+    grace=25.0,  # ours: seconds in which a run that is stopped saves and ends
     profile_steps="",  # ours: steps A-B that JAX's profiler traces, such as 100-110; empty: none
     averages=0,  # ours: times that averages are stored, from which --ema makes any width; 0: no such averages
     truncation_time=1e-5,  # ε, the smallest time
@@ -187,7 +190,7 @@ SECTIONS = {
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
-    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
+    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps", "training.grace"),
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (
@@ -248,10 +251,8 @@ def flatten(config: ConfigDict | dict) -> dict[str, Any]:
     """The values by dotted key: {'training.k': 1.0, ...}."""
     flat = {}
     for section, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat.update({f"{section}.{key}": v for key, v in value.items()})
-        else:
-            flat[section] = value
+        is_section = isinstance(value, ConfigDict | dict)
+        flat |= {f"{section}.{key}": v for key, v in value.items()} if is_section else {section: value}
     return flat
 
 
@@ -274,11 +275,11 @@ def find(name: str | Path) -> Path:
     known, wanted = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
     if wanted in known:
         return known[wanted]
-    close = [key for key in known if key.endswith(f"/{wanted}")]
-    close = close or difflib.get_close_matches(wanted, known, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(close[:3])}?" if close else "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    close = [key for key in known if key.endswith(f"/{wanted}")] or difflib.get_close_matches(
+        wanted, known, cutoff=0.5
     )
+    example = "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else example
     raise ConfigError(f"--config {name}: no such file, and no configuration of that name in the package; {hint}")
 
 
@@ -426,8 +427,7 @@ def _parse(key: str, text: str, old: Any) -> Any:
             raise ValueError("not whole")
         return int(number) if isinstance(old, int) else number
     except (KeyError, ValueError, SyntaxError, OverflowError, TypeError) as error:
-        what = TYPES[type(old)]
-        raise ConfigError(f"--config.{key}={text}: should be {what}, like the default {old!r}") from error
+        raise ConfigError(f"--config.{key}={text}: should be {TYPES[type(old)]}, like the default {old!r}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> str:
@@ -438,7 +438,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
 
 def to_json(config: ConfigDict) -> str:
     """The configuration as `config.json` has it."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+    return strict_json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
 def choose(table: Mapping[str, Entry], name: str, key: str) -> Entry:

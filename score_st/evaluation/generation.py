@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.array_types import Array, UInt8
 from score_st.config import ConfigError, differences
 from score_st.diffusion import samplers
@@ -153,7 +154,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
         elif list(folder.glob("*.npz")):
             raise ConfigError(f"--out {folder}: holds .npz files that are not of this command; name another folder")
         if jax.process_index() == 0:
-            write_text(about, json.dumps({"settings": settings}, indent=1))
+            write_text(about, strict_json.dumps({"settings": settings}, indent=1))
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError) as error:

@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
-import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -11,12 +11,10 @@ from typing import Any, NoReturn, TypeVar
 import absl.logging
 
 from score_st.config import ConfigError, add_entries, changed, flatten, read
-from score_st.runtime import exit_codes, progress
+from score_st.runtime import endings, exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
-
-LOCAL_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, quota, read-only, gone
 
 WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
@@ -158,22 +156,29 @@ def command(parser: Callable[[], argparse.ArgumentParser]) -> Callable[[Callable
 def run(main: Callable[[], object]) -> None:
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
-    try:
-        main()
-    except (Exception, KeyboardInterrupt) as error:
-        from score_st.runtime import distributed, storage
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be importable here
+    endings.set_streams()
+    with endings.watched():
+        try:
+            main()
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error)
 
-        if isinstance(error, ConfigError):
-            distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
-        elif isinstance(error, storage.Unreachable):
-            distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
-        elif isinstance(error, storage.Interrupted):
-            distributed.leave(exit_codes.STOPPED, f"error: {error}", at_once=True)
-        elif isinstance(error, OSError) and error.errno in LOCAL_STORAGE:
-            place = f"{error.filename}: " if error.filename else ""
-            distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{error.strerror}; what was saved stays")
-        elif isinstance(error, KeyboardInterrupt):
-            distributed.leave(exit_codes.INTERRUPTED, "")
-        elif not distributed.several():
-            raise
-        distributed.fail(error)
+
+def _end(error: BaseException) -> NoReturn:
+    """Ends the program with the exit code and the line that belong to an error."""
+    from score_st.runtime import distributed, storage
+
+    if isinstance(error, ConfigError):
+        distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
+    elif isinstance(error, storage.Unreachable):
+        distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
+    elif isinstance(error, storage.Interrupted):
+        distributed.leave(error.code, f"error: {error}", at_once=True)
+    elif isinstance(error, KeyboardInterrupt):
+        distributed.leave(exit_codes.INTERRUPTED, "", at_once=True)
+    elif failure := endings.storage_failure(error):
+        distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {failure}; what was saved stays")
+    elif not distributed.several():
+        raise error
+    distributed.fail(error)

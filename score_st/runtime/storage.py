@@ -36,7 +36,9 @@ class Unreachable(Exception):
 
 
 class Interrupted(Exception):
-    """What was tried is to stop: SIGTERM came while the bucket did not answer."""
+    """What was tried is to stop: SIGTERM, or another signal, came while the bucket did not answer."""
+
+    code = 143  # with which the program ends
 
 
 def scheme(place: str | os.PathLike) -> str:

@@ -1,5 +1,6 @@
 """The workdir of a run: its configuration, and files that appear complete or not at all."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.config import ConfigError, default, differences, find, flatten, packaged, to_json
 
 
@@ -41,7 +43,7 @@ def claim_workdir(
         if jax.process_index() == 0:
             write_text(workdir / "config.json", to_json(config))
             if base:
-                write_text(workdir / "config_base.json", json.dumps(base, indent=1, sort_keys=True))
+                write_text(workdir / "config_base.json", strict_json.dumps(base, indent=1, sort_keys=True))
                 keep_file(workdir / "config.py", find(base["file"]))
     except OSError as error:
         raise ConfigError(
@@ -53,7 +55,7 @@ def claim_workdir(
 def keep_file(copy: Path, file: Path) -> None:
     """Copies a configuration file unless it comes with the package or is the copy itself."""
     if file.resolve() not in [*(path.resolve() for path in packaged().values()), copy.resolve()]:
-        write_text(copy, file.read_text())
+        write_text(copy, file.read_text("utf-8"))
 
 
 def check_same(workdir: Path, config: ConfigDict, must_agree: Callable[[str], bool]) -> None:
@@ -77,5 +79,10 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file completely or not at all, and its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
