@@ -249,7 +249,7 @@ def default() -> ConfigDict:
 
 def flatten(config: ConfigDict | dict) -> dict[str, Any]:
     """The values by dotted key: {'training.k': 1.0, ...}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for section, value in config.items():
         is_section = isinstance(value, ConfigDict | dict)
         flat |= {f"{section}.{key}": v for key, v in value.items()} if is_section else {section: value}

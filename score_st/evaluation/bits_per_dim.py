@@ -16,7 +16,7 @@ from score_st.diffusion import time_sampling
 from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
-from score_st.runtime import profiling
+from score_st.runtime import endings, profiling
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
@@ -177,10 +177,12 @@ def evaluate(
         result = compute(evaluation, run, section) | data | settings
         if writes:
             write_text(folder / "bpd.json", strict_json.dumps(result, indent=1))
-            show(result)
+            with endings.said("the table was not shown"):
+                show(result)
         curve = loss_by_time.curve(evaluation, run, min(section.gradient_images, len(images)))
     if writes:
         write_text(folder / "loss_by_time.json", strict_json.dumps(curve))
-        plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
-        plots.bpd_by_time(curve, folder / "bpd_by_time.png")
+        with endings.said(f"the curves over t were not drawn in {folder}"):
+            plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
+            plots.bpd_by_time(curve, folder / "bpd_by_time.png")
     return result

@@ -20,7 +20,7 @@ from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import profiling, progress, resumable
+from score_st.runtime import endings, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -136,7 +136,8 @@ def write_picture(
     """Writes a picture of `num` samples."""
     images, _ = draw(config, model, params, num, config.seed, mesh)
     if jax.process_index() == 0:
-        image_grid.grid(images, config.data.num_levels, path)
+        with endings.said(f"{path} was not drawn"):
+            image_grid.grid(images, config.data.num_levels, path)
 
 
 def claim_folder(folder: Path, settings: dict) -> None:

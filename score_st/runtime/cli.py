@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import absl.logging
-
 from score_st.config import ConfigError, add_entries, changed, flatten, read
 from score_st.runtime import endings, exit_codes, progress
 from score_st.runtime.places import folder
@@ -155,7 +153,7 @@ def command(parser: Callable[[], argparse.ArgumentParser]) -> Callable[[Callable
 
 def run(main: Callable[[], object]) -> None:
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
+    endings.silence_orbax()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be importable here
     endings.set_streams()
     with endings.watched():
@@ -163,10 +161,11 @@ def run(main: Callable[[], object]) -> None:
             main()
         except (Exception, KeyboardInterrupt) as error:
             _end(error)
+            raise
 
 
-def _end(error: BaseException) -> NoReturn:
-    """Ends the program with the exit code and the line that belong to an error."""
+def _end(error: BaseException) -> None:
+    """Ends the program with the exit code and the line that belong to an error; returns for one of the program."""
     from score_st.runtime import distributed, storage
 
     if isinstance(error, ConfigError):
@@ -178,7 +177,7 @@ def _end(error: BaseException) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         distributed.leave(exit_codes.INTERRUPTED, "", at_once=True)
     elif failure := endings.storage_failure(error):
-        distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {failure}; what was saved stays")
-    elif not distributed.several():
-        raise error
-    distributed.fail(error)
+        place = f"{failure.filename}: " if failure.filename else ""
+        distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{failure.strerror}; what was saved stays")
+    elif distributed.several():
+        distributed.fail(error)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import logging
 import os
 import select
 import signal
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+import absl.logging
 
 from score_st.config import ConfigError
 from score_st.runtime import exit_codes, progress, storage
@@ -148,6 +151,23 @@ def set_streams() -> None:
             setattr(sys, name, output(descriptor, stream.encoding, errors))
 
 
+def silence_orbax() -> None:
+    """Leaves out what Orbax prints beside the error that it raises: a traceback of each array that can't be written.
+
+    It also warns of every checkpoint opened for reading.
+    """
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (
+            kind is RuntimeError and str(error) == "Event loop is closed"
+        ):  # TensorStore's, of a write that failed
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yields an error and all that led to it."""
     seen, left = set[int](), [error]
@@ -160,20 +180,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             left += getattr(one, "exceptions", ())
 
 
-def storage_failure(error: BaseException) -> str:
-    """Returns one line about a local disk that is full, read-only or gone if that is behind an error; otherwise "".
+def storage_failure(error: BaseException) -> OSError | None:
+    """Returns what says that a local disk is full, read-only or gone, if that is behind an error.
 
     TensorStore says so in the text of its errors alone.
     """
     if isinstance(error, ConfigError | storage.Unreachable | storage.Interrupted):
-        return ""
+        return None
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in FAILED:
-            place = f"{one.filename}: " if one.filename else ""
-            return f"{place}{one.strerror}"
-        if text := next((os.strerror(number) for number in FAILED if os.strerror(number) in str(one)), ""):
-            return text
-    return ""
+            return one
+        for number in FAILED:
+            if os.strerror(number) in str(one):
+                return OSError(number, os.strerror(number))
+    return None
 
 
 @contextlib.contextmanager

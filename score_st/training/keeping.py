@@ -136,7 +136,9 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         self.preemption.listen(False)
         if error is None:
             return
-        failure = endings.storage_failure(error) or (isinstance(error, OSError) and self.is_gone())
+        failure = endings.storage_failure(error)
+        if isinstance(error, OSError) and not failure and self.is_gone():
+            failure = OSError(errno.ESTALE, "is gone", str(self.workdir))
         if isinstance(error, Exception) and not failure and self.latest and jax.process_count() == 1:
             step, current, loss = self.latest
             with contextlib.suppress(Exception):
@@ -145,7 +147,8 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         self.settle()
         if failure and jax.process_index() == 0:
             checkpoints.remove_unfinished(self.workdir)
-        if failure is True:
-            raise OSError(errno.ESTALE, "is gone", str(self.workdir)) from error
+        if failure and failure is not error:
+            failure.filename = failure.filename or str(self.workdir)
+            raise failure from error
         if isinstance(error, storage.Interrupted):
             error.code = self.preemption.code or error.code
