@@ -159,13 +159,11 @@ def silence_orbax() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (
-            kind is RuntimeError and str(error) == "Event loop is closed"
-        ):  # TensorStore's, of a write that failed
-            sys.__excepthook__(kind, error, trace)
+    def hook(about: Any) -> None:
+        if str(about.exc_value) != "Event loop is closed":  # TensorStore's, of a write that failed
+            sys.__unraisablehook__(about)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
