@@ -22,7 +22,7 @@ from support.environment import QUICK
 from support.processes import ended, start
 
 TRAINING = dict(training__n_iters=4, training__snapshot_sampling=False, eval__enable_bpd=False)
-EVALUATION = dict(eval__rtol=1e-2, eval__atol=1e-2, eval__nll_iter=2, eval__gradient_images=0, eval__batch_size=40)
+EVALUATION = dict(eval__rtol=1e-2, eval__atol=1e-2, eval__nll_iter=2, eval__gradient_images=0, eval__batch_size=39)
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from score_st.config import ConfigError, differences
-from score_st.runtime import endings, exit_codes, sharding
+from score_st.config import ConfigError
+from score_st.runtime import endings, exit_codes, rendezvous, sharding
 
 MISSING, STOPPED = exit_codes.MISSING, exit_codes.STOPPED
 
@@ -64,11 +64,21 @@ def start(settings: dict[str, Any]) -> None:
         if index >= count or not address.rpartition(":")[2].isdecimal():
             raise ConfigError(f"SCORE_ST_COORDINATOR={address}: should be host:port, and SCORE_ST_PROCESS < {count}")
         if count > 1:
-            greeting = {"process": index} | introduction(settings)
-            (greet_first if index else gather)(address, count, greeting, limit)
+            meet(address, count, {"process": index} | introduction(settings), limit)
             initialize(60, coordinator_address=address, num_processes=count, process_id=index)
     elif in_cluster():
         start_in_cluster(settings, limit)
+
+
+def meet(address: str, count: int, own: dict[str, Any], limit: int) -> None:
+    """Waits for all processes, and compares their settings; ends the program if one does not come, or differs."""
+    try:
+        if not own["process"]:
+            rendezvous.gather(address, count, own, limit)
+        elif not rendezvous.greet_first(address, count, own, limit):
+            os._exit(exit_codes.WRONG_REQUEST)  # process 0 says why
+    except rendezvous.Missing as error:
+        leave(MISSING, f"error: {error}")
 
 
 def introduction(settings: dict[str, Any]) -> dict[str, Any]:
@@ -122,63 +132,6 @@ def condense_aborts() -> None:
     print(held, end="", file=sys.stderr)
 
 
-def gather(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
-    """Waits as process 0 for the others, names those that don't come, and tells all whether their settings agree."""
-    try:
-        server = socket.create_server(("", int(address.rpartition(":")[2])), backlog=count)
-    except OSError as error:
-        raise ConfigError(f"{address}: can't listen there ({error.strerror}); try another port") from error
-    greetings, connections, began, warn_at = {0: greeting}, [], time.monotonic(), 30
-    with server, contextlib.ExitStack() as stack:
-        server.settimeout(1)
-        while missing := [str(i) for i in range(count) if i not in greetings]:
-            waited, names = time.monotonic() - began, f"{address}: process {', '.join(missing)} of {count}"
-            if waited > limit:
-                leave(MISSING, f"error: {names} did not come within {limit} s (SCORE_ST_START_TIMEOUT)")
-            if waited > warn_at:
-                print(f"{names} has not come in {waited:.0f} s", file=sys.stderr, flush=True)
-                warn_at += 30
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger
-                connection = stack.enter_context(server.accept()[0])
-                connection.settimeout(10)
-                other = json.loads(connection.makefile().readline())
-                greetings[other["process"]] = other
-                connections.append(connection)
-        verdict = disagreement([greetings[i] for i in range(count)])
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(verdict).encode() + b"\n")
-                connection.recv(1)  # the other side closes first, which leaves the port free
-    if verdict:
-        raise ConfigError(verdict)
-
-
-def greet_first(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
-    """Reports to process 0, the other side of `gather`; ends with exit code 2 if process 0 finds a disagreement."""
-    end = time.monotonic() + limit
-    host, _, port = address.rpartition(":")
-    while (left := end - time.monotonic()) > 0:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            socket.create_connection((host, int(port)), min(left, 5)) as connection,
-        ):
-            connection.sendall(json.dumps(greeting).encode() + b"\n")
-            connection.settimeout(left)
-            return os._exit(exit_codes.WRONG_REQUEST) if json.loads(connection.makefile().readline()) else None
-        time.sleep(0.3)
-    leave(MISSING, f"error: {address}: process 0 of {count} did not answer within {limit} s (SCORE_ST_START_TIMEOUT)")
-
-
-def disagreement(greetings: list[dict[str, Any]]) -> str | None:
-    """Says which settings of a process differ from those of process 0."""
-    first = greetings[0]["settings"]
-    for index, greeting in enumerate(greetings):
-        other = greeting["settings"]
-        if differing := differences(other, first, sorted(first.keys() | other.keys())):
-            return f"process {index} on {greeting['host']} differs from process 0: {differing}"
-    return None
-
-
 def in_cluster() -> bool:
     """Whether JAX should look for other processes.
 
@@ -220,7 +173,7 @@ def start_in_cluster(settings: dict[str, Any], limit: int) -> None:
     text = json.dumps(introduction(settings)).encode()
     longest = int(np.max(multihost_utils.process_allgather(np.array(len(text), np.int32))))
     texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
-    if verdict := disagreement([json.loads(row.tobytes()) for row in np.asarray(texts)]):
+    if verdict := rendezvous.disagreement([json.loads(row.tobytes()) for row in np.asarray(texts)]):
         raise ConfigError(verdict)
 
 
