@@ -108,9 +108,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _write_npz(path: Path, result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # without a process number: the next run replaces what a kill leaves
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **result)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **result)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 JSON = Format(

@@ -86,3 +86,36 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def check_writable(folder: Path, hint: str) -> None:
+    """Raises ConfigError, before anything is computed, if files can't be written to a folder, which need not exist.
+
+    Args:
+      folder: where results will go.
+      hint: what else can be done.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        write_text(existing / f".writable.{os.getpid()}", "")
+        (existing / f".writable.{os.getpid()}").unlink()
+    except OSError as error:
+        raise ConfigError(f"{folder}: can't be written ({error.strerror}); {hint}") from error
+
+
+def allocate(path: Path, size: int) -> None:
+    """Creates a file of zeros that has its room on the disk; writing to one that has not, mapped, ends in SIGBUS.
+
+    Raises:
+      OSError: there is no room; then there is no file.
+    """
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                for start in range(0, size, 2**24):
+                    file.write(bytes(min(2**24, size - start)))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
