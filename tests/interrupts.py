@@ -22,7 +22,14 @@ from support.environment import QUICK
 from support.processes import ended, start
 
 TRAINING = dict(training__n_iters=4, training__snapshot_sampling=False, eval__enable_bpd=False)
-EVALUATION = dict(eval__rtol=1e-2, eval__atol=1e-2, eval__nll_iter=2, eval__gradient_images=0, eval__batch_size=39)
+EVALUATION = dict(
+    eval__rtol=1e-2,
+    eval__atol=1e-2,
+    eval__nll_iter=2,
+    eval__nelbo_iter=0,
+    eval__gradient_images=0,
+    eval__batch_size=39,
+)
 
 
 def main() -> None:
@@ -31,6 +38,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script, and by children
     folder = Path(tempfile.mkdtemp(prefix="interrupts_"))
     environment = os.environ | dict(XLA_FLAGS=QUICK, JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
     environment |= dict(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
