@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from score_st import ranges
+from score_st import ranges, strict_json
 from score_st.benchmarking import comparison, compilation, formats, official, parts, report
 from score_st.benchmarking import subject as subjects
 from score_st.benchmarking.timing import Number
@@ -141,7 +141,7 @@ def claim(folder: Path) -> None:
 
 def write(result: dict[str, Any], folder: Path) -> None:
     """Writes bench.json and bench.html."""
-    write_text(folder / "bench.json", json.dumps(result, indent=1))
+    write_text(folder / "bench.json", strict_json.dumps(result, indent=1))
     write_text(folder / "bench.html", report.page(result))
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.ranges import TYPES, plain, problem, shown
 from score_st.settings import ALL, SECTIONS, problems
 
@@ -28,7 +29,7 @@ Entry = TypeVar("Entry")
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
-    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
+    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps", "training.grace"),
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (
@@ -91,12 +92,10 @@ def default() -> ConfigDict:
 
 def flatten(config: ConfigDict | dict) -> dict[str, Any]:
     """The values by dotted key: {'training.k': 1.0, ...}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for section, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat.update({f"{section}.{key}": v for key, v in value.items()})
-        else:
-            flat[section] = value
+        is_section = isinstance(value, ConfigDict | dict)
+        flat |= {f"{section}.{key}": v for key, v in value.items()} if is_section else {section: value}
     return flat
 
 
@@ -136,11 +135,11 @@ def find(name: str | Path) -> Path:
     known, wanted = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
     if wanted in known:
         return known[wanted]
-    close = [key for key in known if key.endswith(f"/{wanted}")]
-    close = close or difflib.get_close_matches(wanted, known, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(close[:3])}?" if close else "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    close = [key for key in known if key.endswith(f"/{wanted}")] or difflib.get_close_matches(
+        wanted, known, cutoff=0.5
     )
+    example = "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else example
     raise ConfigError(f"--config {name}: no such file, and no configuration of that name in the package; {hint}")
 
 
@@ -338,7 +337,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
 
 def to_json(config: ConfigDict) -> str:
     """The configuration as `config.json` has it."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=plain)
+    return strict_json.dumps(config.to_dict(), indent=1, sort_keys=True, default=plain)
 
 
 def choose(table: Mapping[str, Entry], name: str, key: str) -> Entry:

@@ -14,6 +14,7 @@ from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, mirror, places, sharding
+from score_st.runtime.workdir import check_writable
 
 EXAMPLES = """\
   python -m score_st.edit --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --task inpaint
@@ -53,6 +54,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--task colourise: {config.data.dataset} has {config.data.num_channels} channels, not 3")
     model = DiffusionModel.from_config(config)
     images = pipeline.load(config, "test")[: arguments.num]
+    check_writable((arguments.out or arguments.workdir / "edit").parent, "--out names another file")
     chosen = weights.from_arguments(arguments, config, model, mesh)
     model, params = chosen.model, chosen.params
     x = model.scaler.forward(jnp.asarray(images), jnp.full(images.shape, 0.5))

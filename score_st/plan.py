@@ -7,7 +7,6 @@ is needed. Memory, FLOPs and communication are the compiler's figures. Times are
 import argparse
 import collections
 import itertools
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 
+from score_st import strict_json
 from score_st.config import ConfigError, load
 from score_st.planning import planner, tpu
 from score_st.runtime import cli, places, storage
@@ -121,7 +121,7 @@ def run(
             show(result, one_topology.topology)
             results.append(result)
             if arguments.out:
-                write_text(arguments.out, json.dumps(results, indent=1))
+                write_text(arguments.out, strict_json.dumps(results, indent=1))
         table += row(path, one_topology.topology, result)
         if arguments.table:
             write_text(arguments.table, table)

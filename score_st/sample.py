@@ -1,13 +1,12 @@
 """`python -m score_st.sample`: images from a checkpoint's weights."""
 
 import argparse
-import json
 import time
 
 import jax
 from jax.sharding import Mesh
 
-from score_st import ranges, weights
+from score_st import ranges, strict_json, weights
 from score_st.evaluation import generation, provenance
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
@@ -75,7 +74,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     if frames is not None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
     about = {"settings": settings, "images": arguments.num, "nfe": nfe, "seconds": round(seconds, 2)}
-    write_text(folder / "samples.json", json.dumps(about | provenance.software(), indent=1))
+    write_text(folder / "samples.json", strict_json.dumps(about | provenance.software(), indent=1))
     print(f"wrote {mirror.shown(folder)}: {arguments.num} images, {nfe:.0f} network evaluations each")
 
 

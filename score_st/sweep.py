@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st import ranges, weights
+from score_st import ranges, strict_json, weights
 from score_st.config import ConfigError
 from score_st.diffusion import stages
 from score_st.evaluation import provenance, runner, sample_quality, sampler_sweep, tables
@@ -92,7 +91,7 @@ def over_weights(
     points = sampler_sweep.by_weights(chosen, sweep, config, results, figure)
     if results.writes:
         result = {"figure": figure, "points": points, **settings, **provenance.software()}
-        write_text(folder / "widths.json", json.dumps(result, indent=1))
+        write_text(folder / "widths.json", strict_json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples, {name}"
         tables.show_widths(points, title)
         tables.draw_widths(points, figure, title, folder / "widths.png")
@@ -141,7 +140,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:
         result = {"figure": figure, "samplers": numbers, **settings, **provenance.software()}
-        write_text(folder / "samplers.json", json.dumps(result, indent=1))
+        write_text(folder / "samplers.json", strict_json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples"
         tables.show_sweep(points, title)
         tables.draw_sweep(points, figure, title, config.data.num_levels, folder)

@@ -18,7 +18,7 @@ from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
-from score_st.runtime import cli, memory, mirror, places, sharding, storage
+from score_st.runtime import cli, endings, memory, mirror, places, sharding, storage
 from score_st.runtime.workdir import claim_workdir, write_text
 from score_st.training import checkpoints, loop, optimizer
 from score_st.training import step as stepping
@@ -41,22 +41,30 @@ def snapshot(
 ) -> None:
     """Evaluates the averaged weights: an image of samples (training.snapshot_sampling), bits/dim (eval.enable_bpd).
 
-    Each is done only if its key asks for it. Then the report is brought up to date.
+    Each is done only if its key asks for it. Then the report is brought up to date. What can't be drawn or evaluated
+    is said, and left out; a run that is started again at this step tries it again.
     """
-    step = int(current.step)
+    step, complete = int(current.step), 0
     needs_weights = config.training.snapshot_sampling or config.eval.enable_bpd
     weights = sharding.all_gather(current.ema) if needs_weights else None
-    if config.training.snapshot_sampling:
-        path = workdir / f"snapshots/{step:08}.png"
-        generation.write_picture(config, model, weights, path, mesh)
-        if log.writes:
-            shutil.copyfile(path, workdir / "samples.png")
-    if config.eval.enable_bpd:
-        show = tables.show_bits_per_dim
-        figures = bits_per_dim.evaluate(config, model, weights, step, test_images, workdir, mesh, show)
-        log(step, **{name: figures[name] for name in bits_per_dim.FIGURES if name in figures})
+    # a ConfigError, as of a sampler that diverged, is one on all processes; after others they would not be in step
+    alone = lambda error: jax.process_count() > 1 and not isinstance(error, ConfigError)
+    with endings.said(f"step {step}: no image of samples", unless=alone):
+        if config.training.snapshot_sampling:
+            path = workdir / f"snapshots/{step:08}.png"
+            generation.write_picture(config, model, weights, path, mesh)
+            if log.writes and path.exists():
+                shutil.copyfile(path, workdir / "samples.png")
+        complete += 1
+    with endings.said(f"step {step}: no bits/dim", unless=alone):
+        if config.eval.enable_bpd:
+            show = tables.show_bits_per_dim
+            figures = bits_per_dim.evaluate(config, model, weights, step, test_images, workdir, mesh, show)
+            log(step, **{name: figures[name] for name in bits_per_dim.FIGURES if name in figures})
+        complete += 1
     if log.writes:
-        write_text(workdir / "snapshot", str(step))
+        if complete == 2:
+            write_text(workdir / "snapshot", str(step))
         page.refresh(workdir)
 
 

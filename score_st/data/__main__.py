@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import json
 import time
 import zlib
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
@@ -147,7 +147,7 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         image_grid.grid(preview(config, images["train"]), 256, out.with_suffix(".png"))
         figures = surveys | {"scaled": moments, "images_per_second": speed}
-        write_text(out.with_suffix(".json"), json.dumps(figures, indent=1))
+        write_text(out.with_suffix(".json"), strict_json.dumps(figures, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error
     for split, numbers in surveys.items():

@@ -1,7 +1,9 @@
 """data.prepared: a copy of a data set's images, decoded once, in files that are mapped into memory when read."""
 
 import functools
+import io
 import json
+import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +14,9 @@ from ml_collections import ConfigDict
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data.images import LazyImages
-from score_st.runtime import local_cache, progress, storage
+from score_st.runtime import endings, local_cache, progress, storage
 from score_st.runtime.resumable import Chunks
+from score_st.runtime.workdir import allocate
 
 CHUNK = 256  # images written between two entries of the progress file
 MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")  # keys the copy depends on
@@ -79,7 +82,13 @@ def write_copy(
             note.unlink(missing_ok=True)
         chunks = Chunks(note, {"settings": settings, "shape": list(images.shape)}, {"done": 0, "crc32": 0})
         start = chunks.state["done"]
-        copy = np.lib.format.open_memmap(part, "r+" if start else "w+", None if start else np.uint8, images.shape)
+        if not start:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, dict(shape=images.shape, fortran_order=False, descr="|u1"))
+            allocate(part, len(header.getvalue()) + math.prod(images.shape))
+            with part.open("r+b") as file:
+                file.write(header.getvalue())
+        copy = np.lib.format.open_memmap(part, "r+")
         loop = progress.Loop(f"preparing {split}", start, len(images), "images", seconds=2)
         with ThreadPoolExecutor(max(config.data.num_threads, 1)) as pool:
 
@@ -94,5 +103,7 @@ def write_copy(
         part.replace(path.with_suffix(".npy"))
         note.replace(path.with_suffix(".json"))
     except OSError as error:
+        if endings.storage_failure(error):
+            raise
         raise ConfigError(f"config.data.prepared={config.data.prepared!r}: can't be written ({error})") from error
     return np.load(path.with_suffix(".npy"), mmap_mode="r")

@@ -1,7 +1,6 @@
 """Bits per dimension of a model on every test image: the likelihood by the flow and the variational bound."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from score_st import strict_json
 from score_st.data.images import Images
 from score_st.diffusion import time_sampling
 from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
-from score_st.runtime import profiling
+from score_st.runtime import endings, profiling
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
@@ -176,11 +176,13 @@ def evaluate(
         data |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
         result = compute(evaluation, run, section) | data | settings
         if writes:
-            write_text(folder / "bpd.json", json.dumps(result, indent=1))
-            show(result)
+            write_text(folder / "bpd.json", strict_json.dumps(result, indent=1))
+            with endings.said("the table was not shown"):
+                show(result)
         curve = loss_by_time.curve(evaluation, run, min(section.gradient_images, len(images)))
     if writes:
-        write_text(folder / "loss_by_time.json", json.dumps(curve))
-        plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
-        plots.bpd_by_time(curve, folder / "bpd_by_time.png")
+        write_text(folder / "loss_by_time.json", strict_json.dumps(curve))
+        with endings.said(f"the curves over t were not drawn in {folder}"):
+            plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
+            plots.bpd_by_time(curve, folder / "bpd_by_time.png")
     return result

@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st import ranges
+from score_st import ranges, strict_json
 from score_st.array_types import Array, UInt8
 from score_st.config import ConfigError, check, differences
 from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import cli, memory, profiling, progress, resumable
+from score_st.runtime import cli, endings, memory, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -152,7 +152,8 @@ def write_picture(
     """Writes a picture of `num` samples."""
     images, _ = draw(config, model, params, num, config.seed, mesh)
     if jax.process_index() == 0:
-        image_grid.grid(images, config.data.num_levels, path)
+        with endings.said(f"{path} was not drawn"):
+            image_grid.grid(images, config.data.num_levels, path)
 
 
 def claim_folder(folder: Path, settings: dict) -> None:
@@ -170,7 +171,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
         elif list(folder.glob("*.npz")):
             raise ConfigError(f"--out {folder}: holds .npz files that are not of this command; name another folder")
         if jax.process_index() == 0:
-            write_text(about, json.dumps({"settings": settings}, indent=1))
+            write_text(about, strict_json.dumps({"settings": settings}, indent=1))
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError) as error:

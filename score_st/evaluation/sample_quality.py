@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.array_types import UInt8
 from score_st.config import MEANING, ConfigError
 from score_st.data import pipeline
@@ -285,6 +285,6 @@ def evaluate(
     sources = {"samples": mirror.shown(path), "weights": extractor.file, "weights_sha256": digest}
     result = {"figures": figures, **sums, **sources, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
-        write_text(workdir / "eval/quality.json", json.dumps(result, indent=2) + "\n")
+        write_text(workdir / "eval/quality.json", strict_json.dumps(result, indent=2) + "\n")
         show(result, extractor.dimension)
     return result

@@ -1,13 +1,13 @@
 """The page of one run, or of several side by side: one HTML file that needs nothing else."""
 
 import datetime
-import sys
 from pathlib import Path
 
 import jinja2
 
 from score_st.reporting import sections
 from score_st.reporting.run import Run, read
+from score_st.runtime import endings
 from score_st.runtime.workdir import write_text
 
 # names, paths and settings are the user's, or come from whoever made the run: all of them are escaped
@@ -58,11 +58,9 @@ def render(workdirs: list[Path]) -> str:
 
 
 def refresh(workdir: Path) -> None:
-    """Writes report.html; never fails, since training should not end because of its report."""
-    try:
+    """Writes report.html; fails only where the disk does, since training should not end because of its report."""
+    with endings.said("report.html was not written"):
         write_text(workdir / "report.html", render([workdir]))
-    except Exception as error:
-        print(f"warning: report.html was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def refresh_existing(workdir: Path) -> None:

@@ -2,22 +2,18 @@
 
 import argparse
 import contextlib
-import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import absl.logging
-
 from score_st.config import ConfigError, add_entries, changed, check, described, flatten, read
 from score_st.ranges import TYPES, Number
-from score_st.runtime import exit_codes, progress
+from score_st.runtime import endings, exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
-
-LOCAL_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, quota, read-only, gone
 
 WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
@@ -196,23 +192,31 @@ def command(parser: Callable[[], argparse.ArgumentParser]) -> Callable[[Callable
 
 def run(main: Callable[[], object]) -> None:
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
-    try:
-        main()
-    except (Exception, KeyboardInterrupt) as error:
-        from score_st.runtime import distributed, storage
-
-        if isinstance(error, ConfigError):
-            distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
-        elif isinstance(error, storage.Unreachable):
-            distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
-        elif isinstance(error, storage.Interrupted):
-            distributed.leave(exit_codes.STOPPED, f"error: {error}", at_once=True)
-        elif isinstance(error, OSError) and error.errno in LOCAL_STORAGE:
-            place = f"{error.filename}: " if error.filename else ""
-            distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{error.strerror}; what was saved stays")
-        elif isinstance(error, KeyboardInterrupt):
-            distributed.leave(exit_codes.INTERRUPTED, "")
-        elif not distributed.several():
+    endings.silence_orbax()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be importable here
+    endings.set_streams()
+    with endings.watched():
+        try:
+            main()
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error)
             raise
+
+
+def _end(error: BaseException) -> None:
+    """Ends the program with the exit code and the line that belong to an error; returns for one of the program."""
+    from score_st.runtime import distributed, storage
+
+    if isinstance(error, ConfigError):
+        distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
+    elif isinstance(error, storage.Unreachable):
+        distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
+    elif isinstance(error, storage.Interrupted):
+        distributed.leave(error.code, f"error: {error}", at_once=True)
+    elif isinstance(error, KeyboardInterrupt):
+        distributed.leave(exit_codes.INTERRUPTED, "", at_once=True)
+    elif failure := endings.storage_failure(error):
+        place = f"{failure.filename}: " if failure.filename else ""
+        distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{failure.strerror}; what was saved stays")
+    elif distributed.several():
         distributed.fail(error)

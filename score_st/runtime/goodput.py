@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from score_st import strict_json
 from score_st.runtime.workdir import write_text
 
 FILE = "goodput.json"
@@ -96,4 +97,4 @@ class Goodput:
 
     def _write(self, **more: float) -> None:
         if self.writes:
-            write_text(self.path, json.dumps({"began": self.began, "seconds": self.kept} | more))
+            write_text(self.path, strict_json.dumps({"began": self.began, "seconds": self.kept} | more))

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from score_st.config import ConfigError
-from score_st.runtime import progress, storage
+from score_st.runtime import endings, progress, storage
 from score_st.runtime.workdir import write_text
 
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "score_st"
@@ -44,7 +44,7 @@ def copied(url: str, cache: str | Path = "", patience: float = storage.PATIENCE)
         with _locked(target.with_name(f".{target.name}.lock")):
             _update(url, target, objects, patience)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is None:
+        if endings.storage_failure(error) or (isinstance(error, FileNotFoundError) and error.filename is None):
             raise
         raise ConfigError(f"config.data.local_cache={str(cache)!r}: can't be written ({error})") from error
     return target

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from score_st import strict_json
+from score_st.runtime import endings
 from score_st.runtime.workdir import write_text
 
 FOLDER = "profile"  # in the workdir
@@ -48,7 +50,7 @@ class Trace:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
         options.session_id = self.name
-        with _said(f"no trace of {self.about}"):
+        with endings.said(f"no trace of {self.about}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._temporary, profiler_options=options)
             self.active = True
@@ -58,11 +60,11 @@ class Trace:
         if not self.active:
             return
         self.active = False
-        with _said(f"no trace of {self.about}"):
+        with endings.said(f"no trace of {self.about}"):
             jax.profiler.stop_trace()
             path = self._move()
             if jax.process_index() == 0:
-                with _said(f"the operations of {path} were not read"):
+                with endings.said(f"the operations of {path} were not read"):
                     self._list(path)
 
     @property
@@ -89,17 +91,9 @@ class Trace:
             known = dict(json.loads(file.read_text()))
         data = jax.profiler.ProfileData.from_file(str(path))
         entry = {"about": self.about, "device": jax.devices()[0].device_kind} | longest(data)
-        write_text(file, json.dumps({name: known[name] for name in known if name != self.name} | {self.name: entry}))
-
-
-@contextlib.contextmanager
-def _said(consequence: str) -> Iterator[None]:
-    """Says on stderr what fails inside, and ends it."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"warning: {consequence}: {reason}", file=sys.stderr, flush=True)
+        write_text(
+            file, strict_json.dumps({name: known[name] for name in known if name != self.name} | {self.name: entry})
+        )
 
 
 def traced(

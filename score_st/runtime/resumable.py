@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from score_st import strict_json
 from score_st.runtime.workdir import write_text
 
 Job = tuple[str | int | float, ...]
@@ -107,13 +108,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _write_npz(path: Path, result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # without a process number: the next run replaces what a kill leaves
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **result)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **result)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 JSON = Format(
-    lambda path: json.loads(path.read_text()), lambda path, result: write_text(path, json.dumps(result, indent=1))
+    lambda path: json.loads(path.read_text()),
+    lambda path, result: write_text(path, strict_json.dumps(result, indent=1)),
 )
 NPZ = Format(_read_npz, _write_npz)
 
@@ -182,5 +188,5 @@ class Chunks:
         """Returns the latest state, after `compute()` has done the job and returned its state if it was not done."""
         if job not in self:
             self.state = dict(compute())
-            write_text(self.path, json.dumps(self.settings | self.state))
+            write_text(self.path, strict_json.dumps(self.settings | self.state))
         return self.state

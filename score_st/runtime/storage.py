@@ -36,7 +36,9 @@ class Unreachable(Exception):
 
 
 class Interrupted(Exception):
-    """What was tried is to stop: SIGTERM came while the bucket did not answer."""
+    """What was tried is to stop: SIGTERM, or another signal, came while the bucket did not answer."""
+
+    code = 143  # with which the program ends
 
 
 def scheme(place: str | os.PathLike) -> str:
@@ -271,8 +273,11 @@ def get(url: str, path: Path) -> None:
     """Downloads an object; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    of(url).get_file(url, str(temporary))
-    temporary.replace(path)
+    try:
+        of(url).get_file(url, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def get_bytes(url: str) -> bytes:

@@ -1,5 +1,6 @@
 """The workdir of a run: its configuration, and files that appear complete or not at all."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.config import ConfigError, default, differences, find, flatten, packaged, to_json
 
 
@@ -41,7 +43,7 @@ def claim_workdir(
         if jax.process_index() == 0:
             write_text(workdir / "config.json", to_json(config))
             if base:
-                write_text(workdir / "config_base.json", json.dumps(base, indent=1, sort_keys=True))
+                write_text(workdir / "config_base.json", strict_json.dumps(base, indent=1, sort_keys=True))
                 keep_file(workdir / "config.py", find(base["file"]))
     except OSError as error:
         raise ConfigError(
@@ -53,7 +55,7 @@ def claim_workdir(
 def keep_file(copy: Path, file: Path) -> None:
     """Copies a configuration file unless it comes with the package or is the copy itself."""
     if file.resolve() not in [*(path.resolve() for path in packaged().values()), copy.resolve()]:
-        write_text(copy, file.read_text())
+        write_text(copy, file.read_text("utf-8"))
 
 
 def check_same(workdir: Path, config: ConfigDict, must_agree: Callable[[str], bool]) -> None:
@@ -77,5 +79,43 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file completely or not at all, and its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def check_writable(folder: Path, hint: str) -> None:
+    """Raises ConfigError, before anything is computed, if files can't be written to a folder, which need not exist.
+
+    Args:
+      folder: where results will go.
+      hint: what else can be done.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        write_text(existing / f".writable.{os.getpid()}", "")
+        (existing / f".writable.{os.getpid()}").unlink()
+    except OSError as error:
+        raise ConfigError(f"{folder}: can't be written ({error.strerror}); {hint}") from error
+
+
+def allocate(path: Path, size: int) -> None:
+    """Creates a file of zeros that has its room on the disk; writing to one that has not, mapped, ends in SIGBUS.
+
+    Raises:
+      OSError: there is no room; then there is no file.
+    """
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                for start in range(0, size, 2**24):
+                    file.write(bytes(min(2**24, size - start)))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -75,6 +75,13 @@ def manager(
     return ocp.CheckpointManager(place, options=options)
 
 
+def remove_unfinished(workdir: str | Path) -> None:
+    """Deletes what a write that failed has left on a local disk, which takes room and is never read."""
+    for folder in FOLDERS:
+        for path in Path(workdir, folder).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def save(manager: "ocp.CheckpointManager", current: TrainState) -> None:
     """Starts to write the state under its step, unless that has a checkpoint already."""
     save_item(manager, int(current.step), current)

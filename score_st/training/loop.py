@@ -19,14 +19,15 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.array_types import Array, Key, Shaped, UInt8
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.diffusion import time_sampling
-from score_st.runtime import distributed, profiling, progress, sharding
+from score_st.runtime import distributed, endings, exit_codes, profiling, progress, sharding
 from score_st.runtime.goodput import Goodput
 from score_st.runtime.workdir import write_text
-from score_st.training import averages, checkpoints, stored_weights
+from score_st.training import averages, checkpoints, keeping, stored_weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -56,6 +57,34 @@ Figures = Callable[[float], Mapping[str, float | str]]  # what else the log says
 SHOWN = {"tflops_per_s": "{:.3g} TFLOP/s", "mfu": "MFU {:.1%}", "goodput": "goodput {:.1%}"}
 
 
+class Board:
+    """Writes TensorBoard events, so that a disk that is full is an error here.
+
+    `tensorboardX.SummaryWriter` writes them in a thread, which ends with a traceback then, and is waited for.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        """Opens a new file in a folder; events of steps past `start` no longer count."""
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scalar, self.event = summary.scalar, event_pb2.Event
+        self.file = event_file_writer.EventsWriter(str(folder / "events"))
+        if start:
+            began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self.file.write_event(event_pb2.Event(step=start + 1, file_version="brain.Event:2"))
+            self.file.write_event(event_pb2.Event(step=start + 1, session_log=began))
+        self.file.flush()
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the values of a step."""
+        for key, value in values.items():
+            summary = self.scalar(key, value)
+            self.file.write_event(self.event(step=step, wall_time=time.time(), summary=summary))
+        self.file.flush()
+
+
 class Log:
     """Writes `metrics.jsonl`, TensorBoard events and lines on the terminal, on process 0."""
 
@@ -68,8 +97,6 @@ class Log:
           stop: the last step.
           figures: of the speed, such as tflops_per_s, mfu and goodput.
         """
-        import tensorboardX
-
         self.progress, self.figures = progress.Loop("step", start, stop, "steps"), figures
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, the steps past the checkpoint are done again
@@ -78,7 +105,7 @@ class Log:
         if not self.writes:
             return
         write_text(self.path, "".join(line + "\n" for line in kept))
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self.board = Board(workdir / "tensorboard", start)
 
     def __call__(self, step: int, **values: Shaped[Array, ""] | float | str) -> None:
         """Appends a line to `metrics.jsonl`, and what is a number to TensorBoard."""
@@ -86,11 +113,11 @@ class Log:
             return
         line = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
-        for key, value in line.items():
-            if not isinstance(value, str) and np.isfinite(value):  # TensorBoard warns of others
-                self.board.add_scalar(key, value, step)
-        self.board.flush()
+            file.write(strict_json.dumps({"step": step, **line}) + "\n")
+        # TensorBoard warns of others
+        self.board(
+            step, {key: value for key, value in line.items() if not isinstance(value, str) and np.isfinite(value)}
+        )
 
     def train(self, step: int, means: Mapping[str, float], waited: float, **values: float) -> None:
         """Logs the training since the last such line, with its speed, and shows it on the terminal.
@@ -114,7 +141,7 @@ class Log:
             return
         shapes = {name: list(leaf.shape) for name, leaf in sorted(parameter_overview.flatten_dict(params).items())}
         rows = [{"name": name, "shape": shape, "size": math.prod(shape)} for name, shape in shapes.items()]
-        write_text(self.path.with_name("parameters.json"), json.dumps(rows))
+        write_text(self.path.with_name("parameters.json"), strict_json.dumps(rows))
         if not progress.quiet:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
 
@@ -144,21 +171,6 @@ class Batches:
         """Returns the seconds spent in `next` since the last call of this method."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
-
-
-def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[], None]) -> None:
-    """Ends the program with exit code 1 if the loss is NaN or infinite, before a checkpoint of it is written.
-
-    Args:
-      step: for the message.
-      loss: of the last step, or of several.
-      wait: waits until the last checkpoint has been written.
-    """
-    last = np.ravel(loss)[-1]
-    if not np.isfinite(last):
-        wait()
-        message = f"error: step {step}: the loss is {last}; the last checkpoint is kept. A smaller optim.lr may help"
-        distributed.leave(1, message)
 
 
 def dispatches(
@@ -260,7 +272,10 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
 def fit(
     config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
 ) -> TrainState:
-    """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
+    """Trains from the newest checkpoint, or from the start.
+
+    SIGTERM, SIGHUP and Ctrl-C save; then the first two end the program, and Ctrl-C raises KeyboardInterrupt. However
+    training ends, the checkpoint that is being written is waited for, at most training.grace seconds.
 
     Args:
       config: of the run, with training.n_iters, where it ends.
@@ -273,7 +288,7 @@ def fit(
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
-    key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
+    key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh, training.grace)
     saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
     checkpoint = saver(functools.partial(checkpoints.manager, workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
@@ -285,70 +300,39 @@ def fit(
     log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
-    if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
-        snapshot(current, log)
     batches = Batches(stream(config, images["train"]).batches(start, stop))
-    preemption.listen()
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
-    for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
-        # one or several updates
-        current, metrics = steps(current, [next(batches) for _ in range(count)], key)
-        first, step, means = step == start, step + count, means.add(metrics)
+    with keeping.Keeper(workdir, checkpoint, store, goodput, preemption) as keeper:
+        if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
+            snapshot(current, log)
+        preemption.listen()
+        for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
+            # one or several updates
+            current, metrics = steps(current, [next(batches) for _ in range(count)], key)
+            first, step, means = step == start, step + count, means.add(metrics)
+            keeper.latest = step, current, metrics["loss"]
 
-        # a line of the log
-        if first or due(training.log_freq):
-            logged = means.compute()  # waits for the steps
-            extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
-            log.train(step, logged, batches.waited(), **extra)
-            check_finite(step, metrics["loss"], checkpoint.settle)
-            means = Means.empty()
+            # a line of the log
+            if first or due(training.log_freq):
+                logged = means.compute()  # waits for the steps
+                extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
+                log.train(step, logged, batches.waited(), **extra)
+                keeping.check_finite(step, metrics["loss"], keeper.settle)
+                means = Means.empty()
 
-        # a checkpoint
-        at_snapshot = due(training.snapshot_freq)
-        preempted = preemption.reached(wait=at_snapshot)
-        if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-            check_finite(step, metrics["loss"], checkpoint.settle)
-        keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
-        if preempted:
-            stop_preempted(f"step {step}/{stop}", preemption)
-        if at_snapshot:
-            with goodput.aside(), ended_at_once(preemption):
-                snapshot(current, log)
-    preemption.listen(False)
+            # a checkpoint
+            at_snapshot = due(training.snapshot_freq)
+            code = preemption.reached(wait=at_snapshot)
+            if saves := at_snapshot or bool(code) or due(training.snapshot_freq_for_preemption):
+                keeping.check_finite(step, metrics["loss"], keeper.settle, current)
+            keeper.keep(step, current, saves, wait=at_snapshot or bool(code))
+            if code:
+                stop_preempted(f"step {step}/{stop}", code)
+            if at_snapshot:
+                with goodput.aside(), ended_at_once(preemption):
+                    snapshot(current, log)
     goodput.end()
     return current
-
-
-def keep(
-    step: int,
-    current: TrainState,
-    checkpoint: checkpoints.Saver,
-    store: stored_weights.Store,
-    goodput: Goodput,
-    saves: bool,
-    wait: bool,
-) -> None:
-    """Starts to write what is due after a step.
-
-    Args:
-      step: of the state.
-      current: the state.
-      checkpoint: writes it, if `saves`.
-      store: writes its averages, where they are due.
-      goodput: of the run, which keeps the results of the steps with a checkpoint.
-      saves: whether a checkpoint is due.
-      wait: whether to wait until all is written.
-    """
-    if saves:
-        goodput.keep(step)
-    with goodput.aside(), checkpoint.rescuing(current):
-        if saves:
-            store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-            checkpoint.save(step, current)
-        store(step, current)
-        if wait:
-            store.wait()
-            checkpoint.wait(step, current)
 
 
 def snapshot_is_done(workdir: Path, step: int) -> bool:
@@ -359,14 +343,16 @@ def snapshot_is_done(workdir: Path, step: int) -> bool:
 
 @contextlib.contextmanager
 def ended_at_once(preemption: distributed.Preemption) -> Iterator[None]:
-    """Lets SIGTERM end the program at once during what is inside, as nothing would be lost."""
+    """Lets signals end the program at once during what is inside, as nothing would be lost."""
     preemption.pause()
     yield
     preemption.listen()
 
 
-def stop_preempted(progress: str, preemption: distributed.Preemption) -> NoReturn:
-    """Ends the program after the last checkpoint has been written."""
-    preemption.listen(False)
-    print(f"{progress}  saved and stopped on SIGTERM", flush=True)
-    sys.exit(distributed.STOPPED)
+def stop_preempted(progress: str, code: int) -> NoReturn:
+    """Ends the program after the last checkpoint has been written; for Ctrl-C, raises KeyboardInterrupt."""
+    name = next(number.name for number, value in endings.CODES.items() if value == code)
+    print(f"{progress}  saved and stopped on {name}", flush=True)
+    if code == exit_codes.INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.exit(code)
