@@ -112,6 +112,7 @@ DATA = dict(
     local_cache="",  # ours: folder for files of data.dir and data.prepared from buckets; empty: ~/.cache/score_st
     memory_gb=4.0,  # ours: decoded images of a split are kept in memory up to this size
     num_threads=2,  # ours: threads that read ahead; the batches do not depend on it
+    skip_unreadable=False,  # ours: leave out encoded images that can't be read; all are read at the start to find them
     image_size=32,  # height and width
     num_channels=3,  # 1 or 3
     num_levels=256,  # ours: pixel values are 0 ... num_levels - 1
@@ -173,20 +174,13 @@ STORAGE = dict(
     patience=900.0,  # ours: seconds to wait for a bucket that does not answer, before exit code 75
     rescue="",  # ours: folder for a checkpoint that can't reach its bucket; empty: a new temporary one
 )
-SECTIONS = {
-    "training": TRAINING,
-    "sampling": SAMPLING,
-    "eval": EVAL,
-    "data": DATA,
-    "model": MODEL,
-    "optim": OPTIM,
-    "storage": STORAGE,
-}
+SECTIONS = dict(training=TRAINING, sampling=SAMPLING, eval=EVAL, data=DATA, model=MODEL, optim=OPTIM, storage=STORAGE)
 
 # keys that may change from one run to the next in the same workdir
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
+    *("data.dir", "data.skip_unreadable"),  # data.identity compares the images themselves
     *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
 )
 # keys without which the weights of a checkpoint can't be understood

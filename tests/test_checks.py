@@ -1,5 +1,6 @@
 """What is refused at construction and of arrays, and that what is right passes."""
 
+import dataclasses
 import math
 
 import jax
@@ -74,9 +75,19 @@ def test_a_message_says_what_would_be_right():
 
 
 def test_traced_fields_pass():
-    """As in a gradient with respect to a diffusion's own numbers."""
-    slope = jax.grad(lambda beta: VP(beta_max=beta).integral_beta(jnp.float32(1.0)))(20.0)
-    np.testing.assert_allclose(slope, 0.5)
+    """As in a gradient with respect to a diffusion's own numbers; others of the same object are still checked."""
+
+    @dataclasses.dataclass
+    class Line:
+        slope: float
+        end: float = 1.0
+
+        def __post_init__(self):
+            checks.check_fields(self, end=checks.POSITIVE, slope=checks.Interval(0, self.end))
+
+    assert jax.grad(lambda slope: Line(slope).slope * 3)(-2.0) == 3
+    with pytest.raises(ConfigError, match="end=-1"):
+        jax.grad(lambda slope: Line(slope, -1.0).slope)(0.5)
 
 
 LEVELS = np.zeros((2, 8, 4, 1), np.uint8)
@@ -143,7 +154,7 @@ def test_masks():
         checks.check_mask(right, shape)
     for wrong, message in (
         (half * np.uint8(255), "from 0 to 255; should be from 0 to 1; divide a picture's 0 ... 255 by 255"),
-        (half * -1.0, "from -1 to 0; should be from 0 to 1$"),
+        (half * -1.0, "from -1 to -0; should be from 0 to 1$"),
         (np.full(shape, np.nan), "nan"),
         (np.zeros((8, 8)), r"is \[8, 8\]; should broadcast to \[2, 8, 8, 1\], as \[H, W, 1\] does"),
         (np.zeros((4, 8, 1)), r"is \[4, 8, 1\]"),
