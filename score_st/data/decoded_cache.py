@@ -107,11 +107,11 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
         path.parent.mkdir(parents=True, exist_ok=True)
         if not part.exists():
             entries.unlink(missing_ok=True)
-        about = {"settings": settings, "shape": list(images.shape), "chunk": chunk_size}
-        chunks = Chunks(entries, about, {"done": 0, "crc32": 0, "checksums": []})
-        if chunks.state["done"] and not _is_intact(part, images.shape, chunk_size, chunks.state):
-            chunks.state = {"done": 0, "crc32": 0, "checksums": []}
-        start = chunks.state["done"]
+        nothing = {"chunk": chunk_size, "done": 0, "crc32": 0, "checksums": []}
+        chunks = Chunks(entries, {"settings": settings, "shape": list(images.shape)}, nothing)
+        if not _is_intact(part, images.shape, chunks.state):
+            chunks.state = nothing
+        start, chunk_size = chunks.state["done"], chunks.state["chunk"]
         copy = np.lib.format.open_memmap(part, "r+" if start else "w+", None if start else np.uint8, images.shape)
         with part.open("r+b") as file:  # room for all now: a full disk later would kill the process
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
@@ -124,6 +124,7 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
                 copy.flush()
                 checksums = [*chunks.state["checksums"], zlib.crc32(chunk.data)]
                 return {
+                    "chunk": chunk_size,
                     "done": stop,
                     "crc32": zlib.crc32(chunk.data, chunks.state["crc32"]),
                     "checksums": checksums,
@@ -142,12 +143,15 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
     return copied
 
 
-def _is_intact(part: Path, shape: tuple[int, ...], chunk: int, state: dict[str, Any]) -> bool:
+def _is_intact(part: Path, shape: tuple[int, ...], state: dict[str, Any]) -> bool:
     """Whether what is done of an unfinished copy has its checksums: a part may not have reached the disk."""
+    done, chunk = state["done"], state["chunk"]
+    if not done:
+        return True
     try:
         images = np.load(part, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return False
-    firsts = range(0, state["done"], chunk)
-    crc = lambda first: zlib.crc32(np.ascontiguousarray(images[first : min(first + chunk, state["done"])]).data)
+    firsts = range(0, done, chunk)
+    crc = lambda first: zlib.crc32(np.ascontiguousarray(images[first : min(first + chunk, done)]).data)
     return images.shape == tuple(shape) and list(map(crc, firsts)) == state["checksums"]

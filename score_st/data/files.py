@@ -120,7 +120,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     The first of the names in SPLIT_NAMES is taken; others are ignored, and that is said.
 
     Raises:
-      ConfigError: there is one split without the other, or one name in two cases.
+      ConfigError: one name is there in two cases.
     """
     with os.scandir(root) as entries:
         is_folder = {entry.name: entry.is_dir() for entry in entries}
@@ -133,12 +133,6 @@ def split_folders(root: Path) -> dict[str, Path]:
         for first, second in zip(paths, paths[1:], strict=False):
             if first.name.lower() == second.name.lower():
                 raise ConfigError(f"{root}: has {first.name} and {second.name}; should have one of them")
-    if any(found.values()) and not all(found.values()):
-        split, (there, *_) = next((split, paths) for split, paths in found.items() if paths)
-        other = next(name for name in SPLIT_NAMES if name != split)
-        raise MissingFiles(
-            f"{root}: has {there.name}, but no {' or '.join(SPLIT_NAMES[other])}; a class can't have such a name"
-        )
     used = {split: paths[0] for split, paths in found.items() if paths}
     others = sorted(is_folder.keys() - {path.name for path in used.values()})
     if used and (beside := [name for name in others if not name.startswith(".")]):

@@ -14,7 +14,7 @@ from PIL import Image
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import tfrecord
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, note, reading, split_folders
+from score_st.data.files import SPLIT_NAMES, MissingFiles, find, held_out, image_files, note, reading, split_folders
 from score_st.data.images import (
     LazyImages,
     decode_as_tensorflow,
@@ -37,6 +37,9 @@ def read_folder(config: ConfigDict, split: str) -> LazyImages:
     """
     root = find(config)
     splits = split_folders(root)
+    if splits and split not in splits:
+        there = " and ".join(path.name for path in splits.values())
+        raise MissingFiles(f"{root}: has {there}, but no {' or '.join(SPLIT_NAMES[split])}")
     root = splits.get(split, root)
     names = image_files(root)
     if names and not splits:
