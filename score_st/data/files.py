@@ -169,7 +169,7 @@ def image_files(root: Path) -> list[str]:
                     links.append(name)
                 elif not is_picture(name):
                     ignored[os.path.splitext(name)[1].lower() or "without an ending"] += 1
-                elif entry.is_file() or entry.is_symlink():  # one that leads nowhere is found missing when it is read
+                elif entry.is_file() or not os.path.exists(entry.path):  # a link to nothing is missing when it is read
                     names.append(name)
                 else:
                     ignored["pipes, sockets or devices"] += 1
