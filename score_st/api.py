@@ -3,6 +3,10 @@
 x is an image as the network sees it, float32 [B, H, W, C], scaled to [-1, 1] or [0, 1] (data.centered). An integer
 array of the same shape is the images themselves, which are scaled first. Methods that return images return uint8, or
 x with `scaled=True`.
+
+Arrays of another shape or type, levels outside 0 ... num_levels - 1, values that are not finite, floats far outside
+the range of x where images are meant, times outside [ε, 1] and masks outside [0, 1] raise ConfigError. Inside jit only
+shapes and types can be checked: the values are not known there.
 """
 
 import dataclasses
@@ -14,9 +18,11 @@ from typing import Any
 import absl.logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from score_st import checks
 from score_st import config as configuration
 from score_st.array_types import Array, Float, Key, Shaped, UInt8
 from score_st.config import ConfigError
@@ -69,19 +75,21 @@ class Model:
         return self.diffusion_model.sde
 
     def score(self, x: Images, t: Float[Array, "..."] | float) -> Float[Array, "B H W C"]:
-        """Returns ∇ log p_t(x) at t [B] or a number, ε <= t <= 1."""
+        """Returns ∇ log p_t(x) at t [B] or a number, ε <= t <= 1 (checked outside jit)."""
+        x = self._checked(x)
+        checks.check_times(t, len(x), self.sde.eps, self.sde.T)
         return _score(self, self.scale(x), t)
 
     def scale(self, images: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Returns x of integer images, at the middle of their levels; x itself is returned as it is."""
-        images = jnp.asarray(images)
+        """Returns x of integer images [..., H, W, C], at the middle of their levels; x is returned as it is."""
+        images = self._checked(images, batch=False)
         if not jnp.issubdtype(images.dtype, jnp.integer):
             return images
         return self.diffusion_model.scaler.forward(images, jnp.full(images.shape, 0.5))
 
     def unscale(self, x: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-        """Returns the images of x."""
-        return self.diffusion_model.scaler.inverse(jnp.asarray(x))
+        """Returns the images of x [..., H, W, C]."""
+        return self.diffusion_model.scaler.inverse(self._checked(x, floats=True, batch=False))
 
     def sample(
         self,
@@ -104,8 +112,10 @@ class Model:
           scaled: return x.
 
         Raises:
-          ConfigError: there is no such sampler, or (outside jit) an image is not finite.
+          ConfigError: there is no such sampler, n is less than 1, or (outside jit) an image is not finite.
         """
+        if n < 1:
+            raise ConfigError(f"n={n}: should be 1 or more")
         group, chosen = self.config.sampling.group, self._sampler(sampler, steps)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(-(-n // group) * group))
         parts = [_draw(self, keys[i : i + group], chosen, scaled) for i in range(0, n, group)]
@@ -125,18 +135,20 @@ class Model:
         Args:
           key: image i is a function of it and i.
           images: integers, or x.
-          mask: broadcast to the images, [H, W, 1] for instance.
+          mask: from 0 to 1, broadcast to the images, [H, W, 1] for instance. A picture's 255 is to be divided by 255.
           sampler: as for `sample`, a predictor; a corrector brings both parts into agreement.
           steps: of the predictor.
           scaled: return x.
 
         Raises:
-          ConfigError: the sampler is none that can, or (outside jit) an image is not finite.
+          ConfigError: the sampler is none that can, an array is not as it should be, or (outside jit) an image is not
+            finite.
         """
         chosen = self._sampler(sampler, steps)
         if isinstance(chosen, samplers.ODE):
             raise ConfigError("sampler=ode: can't keep what is known; a predictor can, best with a corrector")
-        x = self.scale(images)
+        x = self.scale(self._data(images))
+        checks.check_mask(mask, x.shape)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(x)))
         return _check_finite(*_draw(self, keys, chosen, scaled, (x, jnp.asarray(mask, x.dtype))))
 
@@ -151,13 +163,14 @@ class Model:
           x: integers, or x.
           key: for dequantization and Hutchinson probes; by default that of `python -m score_st.eval`.
         """
-        x = jnp.asarray(x)
+        x = self._data(x)
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0) if key is None else key
         return _log_likelihood(self, x, key)
 
     def bits_per_dim(self, x: Images, key: Key[Array, ""] | None = None) -> Float[Array, " B"]:
         """Returns -`log_likelihood` in bits a dimension of integer data; for x it counts the width of a level, too."""
-        integer = jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)
+        x = self._data(x)
+        integer = jnp.issubdtype(x.dtype, jnp.integer)
         scaler, dims = self.diffusion_model.scaler, math.prod(self.image_shape)
         nats = -self.log_likelihood(x, key)
         bits = likelihood.bits_per_dim(nats, dims, scaler.num_levels, scaler.centered, lossless=integer)
@@ -165,11 +178,11 @@ class Model:
 
     def encode(self, x: Images) -> Float[Array, "B H W C"]:
         """Returns the latents x_T of the probability flow, from the mean of x_ε given `x` (or integer images)."""
-        return _encode(self, self.scale(x))
+        return _encode(self, self.scale(self._data(x)))
 
     def decode(self, z: Float[Array, "B H W C"], scaled: bool = False) -> Images:
         """Returns the images of latents."""
-        return _check_finite(*_decode(self, jnp.asarray(z), scaled))
+        return _check_finite(*_decode(self, self._checked(z, "latents", floats=True), scaled))
 
     def guided_by(self, guide: "Model", weight: float) -> "Model":
         """Returns the model with the score s_guide + weight (s - s_guide): autoguidance, see `guidance.Autoguidance`.
@@ -194,6 +207,21 @@ class Model:
           ConfigError: SDE, image shape or scaling differ, or there is no such noise level.
         """
         return self._with(expert, guidance.Experts(below))
+
+    def _checked(self, images: Any, what: str = "images", floats: bool = False, batch: bool = True) -> Array:
+        """Returns images or, with `floats`, nothing but x as a JAX array; raises as `checks.check_images`."""
+        array = images if isinstance(images, jax.Array | np.ndarray) else np.asarray(images)
+        if floats and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ConfigError(f"{what}: is of type {array.dtype}; should be floats")
+        scaler = self.diffusion_model.scaler
+        checks.check_images(array, self.image_shape, scaler.num_levels, what, batch)
+        return jnp.asarray(array)
+
+    def _data(self, images: Any) -> Array:
+        """Returns images or x that stand for data, not for noisy states; raises as `checks.check_scaled`, too."""
+        array = self._checked(images)
+        checks.check_scaled(array, self.diffusion_model.scaler.centered)
+        return array
 
     def _with(self, other: "Model", combination: guidance.Combination) -> "Model":
         both = CombinedModel.of(self.diffusion_model, other.diffusion_model, combination)

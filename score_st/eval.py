@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from score_st import ranges, weights
 from score_st.config import ConfigError
-from score_st.data import pipeline
+from score_st.data import identity, pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
@@ -57,6 +57,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
         check_writable(arguments.out or workdir / "eval", "--out names another folder")
+        identity.warn(workdir, {"test": images})
         chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim
         folder, about = chosen.folder(arguments.out or workdir / "eval"), chosen.about
         evaluate = functools.partial(bits_per_dim.evaluate, folder=folder, about=about, trace=trace)

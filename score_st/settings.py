@@ -144,6 +144,7 @@ DATA: Section = dict(
     download=(False, FLAG, "ours: download missing files into data.dir"),
     prepared=("", PLACE, "ours: folder of decoded copies, made by `python -m score_st.data`"),
     local_cache=("", PLACE, "ours: folder for files from buckets; empty: ~/.cache/score_st"),
+    skip_unreadable=(False, FLAG, "ours: leave out encoded images that cannot be read; all are read at the start"),
     memory_gb=(4.0, NOT_NEGATIVE, "ours: decoded images of a split are kept in memory up to this size"),
     num_threads=(2, whole(0, most=1024), "ours: threads that read ahead; the batches do not depend on it"),
     image_size=(32, whole(1, most=16_384), "height and width"),

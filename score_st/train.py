@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st.config import FREE, ConfigError, check
-from score_st.data import pipeline
+from score_st.data import identity, pipeline
 from score_st.data.images import Images
 from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
 from score_st.runtime import cli, endings, memory, mirror, places, sharding, storage
-from score_st.runtime.workdir import claim_workdir, write_text
+from score_st.runtime.workdir import check_same, claim_workdir, write_text
 from score_st.training import checkpoints, loop, optimizer
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
@@ -127,7 +127,12 @@ def train(
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     check_length(config, workdir)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
-    workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
+    must_agree = lambda key: key in fixed or not key.startswith(FREE)
+    check_same(Path(workdir), config, must_agree)
+    identity.check(Path(workdir), images)
+    workdir = claim_workdir(workdir, config, must_agree, base)
+    if jax.process_index() == 0:
+        identity.record(workdir, images)
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
     used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)

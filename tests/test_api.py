@@ -134,6 +134,53 @@ def test_what_is_refused(runs):
         )
 
 
+def test_arrays_that_are_refused(runs):
+    """By every method at once, and inside jit where shapes and types are wrong; masks and times outside jit."""
+    model, key = score_st.load(runs / "runs/digits"), jax.random.key(0)
+    levels = np.zeros((2, 8, 8, 1), np.uint8)
+    methods = {
+        "score": lambda images: model.score(images, 0.5),
+        "log_likelihood": model.log_likelihood,
+        "bits_per_dim": model.bits_per_dim,
+        "encode": model.encode,
+        "inpaint": lambda images: model.inpaint(key, images, 1.0),
+        "scale": model.scale,
+    }
+    wrong = {
+        "16x16": np.zeros((2, 16, 16, 1), np.uint8),
+        "8x12": np.zeros((2, 8, 12, 1), np.uint8),
+        "colors": np.zeros((2, 8, 8, 3), np.uint8),
+        "17": levels + 17,
+        "negative": levels.astype(int) - 1,
+        "bool": levels > 0,
+        "nan": levels * np.nan,
+    }
+    for name, method in methods.items():
+        for images in wrong.values():
+            with pytest.raises(score_st.ConfigError, match="images: "):
+                method(images)
+        if name not in ("score", "scale"):  # which take noisy x, and any x
+            with pytest.raises(score_st.ConfigError, match="or levels as integers"):
+                method(levels + np.float32(16))
+    for t in (0.0, 1e-6, 1.1, -1.0, np.nan, np.full(3, 0.5)):
+        with pytest.raises(score_st.ConfigError, match="t: "):
+            model.score(levels, t)
+    with pytest.raises(score_st.ConfigError, match="divide a picture's 0 ... 255 by 255"):
+        model.inpaint(key, levels, np.full((8, 8, 1), 255, np.uint8))
+    with pytest.raises(score_st.ConfigError, match=r"mask: is \[8, 8\]"):
+        model.inpaint(key, levels, np.ones((8, 8)))
+    for method in (model.decode, model.unscale):
+        for z in (np.zeros((2, 8, 12, 1), np.float32), levels * np.float32(np.nan)):
+            with pytest.raises(score_st.ConfigError, match="(latents|images): "):
+                method(z)
+    with pytest.raises(score_st.ConfigError, match="n=0: should be 1 or more"):
+        model.sample(key, 0)
+    with pytest.raises(score_st.ConfigError, match=r"should be \[B, 8, 8, 1\]"):
+        jax.jit(lambda x: model.score(x, 0.5))(np.zeros((2, 8, 12, 1), np.float32))
+    with pytest.raises(score_st.ConfigError, match="of type bool"):
+        jax.jit(model.bits_per_dim)(levels > 0)
+
+
 @pytest.mark.parametrize("half", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_document(runs, monkeypatch, capsys, half):
     """Its blocks, in order: two of a trained model, two of one's own."""

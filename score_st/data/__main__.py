@@ -2,8 +2,10 @@
 
 import argparse
 import collections
+import sys
 import time
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +34,8 @@ EXAMPLES = """\
 def survey(images: Images, label: str) -> dict[str, Any]:
     """Reads all images in order and returns counts, statistics by channel, remarks and their CRC-32.
 
+    Broken images are named on stderr as they are met.
+
     Args:
       images: those of a split.
       label: their name in the progress and in errors.
@@ -49,6 +53,7 @@ def survey(images: Images, label: str) -> dict[str, Any]:
             image = images[i]
         except ConfigError as error:
             broken.append(str(error))
+            print(f"broken: {error}", file=sys.stderr)
             continue
         crc = zlib.crc32(image.tobytes(), crc)
         hashes.add(hash(image.tobytes()))
@@ -96,14 +101,26 @@ def scaled_moments(config: ConfigDict, survey: dict[str, Any]) -> dict[str, floa
     return {"model.data_mean": round(float(mean - config.data.centered), 4), "model.data_std": round(float(std), 4)}
 
 
-def prepare(config: ConfigDict, split: str, images: Images) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the prepared copy of lazy images, written first if there is none; arrays are returned as they are."""
-    if not isinstance(images, LazyImages):
-        return images
+def surveys(images: Mapping[str, Images]) -> dict[str, dict[str, Any]]:
+    """Returns the survey of each split; raises ConfigError after all of them if images are broken."""
+    results, errors = {}, []
+    for split in images:
+        try:
+            results[split] = survey(images[split], split)
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("; ".join(errors))
+    return results
+
+
+def prepare(config: ConfigDict, images: Mapping[str, Images]) -> dict[str, Images]:
+    """Returns the prepared copies of lazy images, written first if there are none; arrays are returned as they are."""
+    write = lambda split, part: decoded_cache.write_copy(config, split, part) if isinstance(part, LazyImages) else part
     try:
-        return decoded_cache.write_copy(config, split, images)
+        return {split: write(split, part) for split, part in images.items()}
     except ConfigError:
-        survey(images, split)  # if images are broken, its error counts and names them
+        surveys(images)  # if images are broken, its error counts and names them
         raise
 
 
@@ -137,20 +154,20 @@ def main(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--to {arguments.to}: data.prepared names a folder, too; leave one of them out")
         with config.unlocked():
             config.data.prepared = str(arguments.to)
-    images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    images = {split: pipeline.load(config, split, strict=False) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
-        images = {split: prepare(config, split, images[split]) for split in images}
-    surveys = {split: survey(images[split], split) for split in images}
-    speed, moments = reading_speed(config, images["train"]), scaled_moments(config, surveys["train"])
+        images = prepare(config, images)
+    about = surveys(images)
+    speed, moments = reading_speed(config, images["train"]), scaled_moments(config, about["train"])
     if jax.process_index():
         return
     try:
         image_grid.grid(preview(config, images["train"]), 256, out.with_suffix(".png"))
-        figures = surveys | {"scaled": moments, "images_per_second": speed}
+        figures = about | {"scaled": moments, "images_per_second": speed}
         write_text(out.with_suffix(".json"), strict_json.dumps(figures, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error
-    for split, numbers in surveys.items():
+    for split, numbers in about.items():
         print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in numbers.items()))
     print("scaled for the network: " + ", ".join(f"{key}={value}" for key, value in moments.items()))
     print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {mirror.shown(out)}.png and .json")

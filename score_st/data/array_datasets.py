@@ -3,6 +3,7 @@
 import gzip
 import io
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, reading
+from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
 from score_st.data.images import decode_image
 
 
@@ -144,7 +145,9 @@ def read_own_array(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C
     """
     path, has_split = find(config), False
     if path.is_dir():
-        path = find(config, *(name + suffix for name in SPLIT_NAMES[split] for suffix in (".npy", ".npz")))
+        wanted = [name + suffix for name in SPLIT_NAMES[split] for suffix in (".npy", ".npz")]
+        names = sorted(os.listdir(path))  # in any case
+        path = find(config, *[name for want in wanted for name in names if name.lower() == want] or wanted)
         has_split = True
     split_keys = [key for name in SPLIT_NAMES[split] for key in (name, f"x_{name}")]
     key, images = read_numpy(path, [*split_keys, "images", "samples", "arr_0"])
@@ -163,7 +166,7 @@ def read_photos(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"]:
 
     root = find(config) if config.data.dir else Path(sklearn.datasets.__file__).parent / "images"
     size, test = config.data.image_size, split == "test"
-    contents = ((root / name).read_bytes() for name in image_files(root))
+    contents = (read_bytes(root / name) for name in image_files(root))
     photos = [np.asarray(decode_image(content, config.data.num_channels)) for content in contents]
     parts = [np.split(a.reshape(*a.shape[:2], -1), [a.shape[1] * 4 // 5], axis=1)[test] for a in photos]
     parts = [part for part in parts if min(part.shape[:2]) >= size]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_st.config import ConfigError, Table
 from score_st.data import array_datasets, image_datasets
 from score_st.data.files import MissingFiles
-from score_st.data.images import Images
+from score_st.data.images import Images, LazyImages
 from score_st.runtime import local_cache, storage
 
 
@@ -135,8 +135,19 @@ def with_local_files(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     return local
 
 
-def read(config: ConfigDict, split: str) -> Images:
+def hint(images: Images) -> str:
+    """Returns what can be done about an image that can't be read, to end its error."""
+    names = "; `python -m score_st.data` names all such images, and data.skip_unreadable=True leaves them out"
+    return names if isinstance(images, LazyImages) else ""
+
+
+def read(config: ConfigDict, split: str, strict: bool = True) -> Images:
     """Returns the images of data.dataset, "train" or "test", as the table's entry reads them.
+
+    Args:
+      config: the whole configuration.
+      split: "train" or "test".
+      strict: whether it is an error that the first image can't be read, which may tell of all.
 
     Raises:
       MissingFiles: the files do not exist; the message says where to get them.
@@ -147,7 +158,11 @@ def read(config: ConfigDict, split: str) -> Images:
     where = f"config.data.dir={config.data.dir!r}"
     try:
         images = dataset.read(with_local_files(config, dataset), split)
-        images[:1]  # to decode one now: it may be broken or of another size
+        try:
+            images[:1]  # to decode one now: it may be broken or of another size
+        except ConfigError as error:
+            if strict or not isinstance(images, LazyImages):
+                raise ConfigError(f"{error}{hint(images)}") from error
     except MissingFiles as error:
         raise MissingFiles(f"{error}; {dataset.source}") from error
     except FileNotFoundError as error:

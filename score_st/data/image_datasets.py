@@ -1,7 +1,9 @@
 """Readers of data sets of encoded images: `(config, split) -> LazyImages`, see `datasets.Dataset`."""
 
 import functools
+import re
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_st.array_types import UInt8
+from score_st.config import ConfigError
 from score_st.data import tfrecord
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, reading
+from score_st.data.files import SPLIT_NAMES, MissingFiles, find, held_out, image_files, note, reading, split_folders
 from score_st.data.images import (
     LazyImages,
     decode_as_tensorflow,
@@ -29,14 +32,17 @@ from score_st.runtime import storage
 def read_folder(config: ConfigDict, split: str) -> LazyImages:
     """Reads the user's folder of images, with or without subfolders: central squares, resized by Lanczos's filter.
 
-    Subfolders train and test (or valid, validation, val) are the splits; without them a fixed random tenth is the test
-    set.
+    Subfolders train and test (or valid, validation, val), in any case, are the splits; without them a fixed random
+    tenth is the test set. See `files.image_files` for what is read.
     """
     root = find(config)
-    has_split = (root / "train").is_dir()
-    root = find(config, *SPLIT_NAMES[split]) if has_split else root
+    splits = split_folders(root)
+    if splits and split not in splits:
+        there = " and ".join(path.name for path in splits.values())
+        raise MissingFiles(f"{root}: has {there}, but no {' or '.join(SPLIT_NAMES[split])}")
+    root = splits.get(split, root)
     names = image_files(root)
-    if names and not has_split:
+    if names and not splits:
         names = [names[i] for i in held_out(len(names), split)]
     return lazy_files(config, root, names, decoder(config, resize_square))
 
@@ -136,12 +142,18 @@ def read_array_record(config: ConfigDict, split: str) -> LazyImages:
 
     root, files = _array_record_files(config)
     by_split = {
-        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2]}" for name in names)]
+        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2].lower()}" for name in names)]
         for key, names in SPLIT_NAMES.items()
     }
     has_split = all(by_split.values())
+    if has_split and (others := set(files).difference(*by_split.values())):
+        note(f"{root}: ignored {len(others)} files of no split, such as {min(others)}")
+    files = by_split[split] if has_split else files
     with reading(root):
-        source = ArrayRecordDataSource(by_split[split] if has_split else files)
+        counts = _array_record_counts(files)
+        source = ArrayRecordDataSource(files)
+        if len(source) != sum(counts):
+            raise ValueError(f"{len(source)} records are found, but its files have {sum(counts)}")
         numbers = np.arange(len(source)) if has_split else held_out(len(source), split)
 
     def image(record: bytes) -> bytes:
@@ -162,4 +174,33 @@ def _array_record_files(config: ConfigDict) -> tuple[str, list[str]]:
         names = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)]
         return url, [storage.join(url, name) for name in names if not name or ".array_record" in name]
     root = find(config)
-    return str(root), [str(file) for file in sorted(root.rglob("*.array_record*"))] if root.is_dir() else [str(root)]
+    found = sorted(file for file in root.rglob("*.array_record*") if file.is_file()) if root.is_dir() else [root]
+    return str(root), [str(file) for file in found]
+
+
+def _array_record_counts(files: list[str]) -> list[int]:
+    """Returns the number of records in each file.
+
+    Raises:
+      ConfigError: a file is damaged, or one of a numbered set is missing.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)", file):
+            numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, total), present in numbers.items():
+        if missing := sorted(set(range(total)) - present):
+            raise ConfigError(f"{stem}: {len(missing)} of {total} files are missing, the first is number {missing[0]}")
+
+    def count(file: str) -> int:
+        with reading(file):
+            reader = ArrayRecordReader(file)
+            if not reader.ok() or not (records := reader.num_records()):
+                raise ValueError("it is damaged, truncated or empty")
+            reader.close()
+        return records
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(count, files))

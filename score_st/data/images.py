@@ -6,9 +6,10 @@ results have the same bits. Pillow's resizing is what torchvision calls.
 
 import dataclasses
 import functools
-import io
 import math
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from score_st.array_types import Bool, Float, Shaped, UInt8
-from score_st.data.files import MissingFiles, reading
+from score_st.array_types import Bool, Float, Int, Shaped, UInt8
+from score_st.config import ConfigError
+from score_st.data.files import MissingFiles, note, open_image, read_bytes, reading
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -70,7 +72,7 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
       Exception: anything that Pillow raises for a broken file; ValueError for more than 16 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with open_image(content) as opened:
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         raise ValueError("not an image of a format that Pillow reads") from error
@@ -98,7 +100,7 @@ def decode_as_tensorflow(content: bytes, channels: int) -> Image.Image:
 def remarks(content: bytes, size: int) -> list[str]:
     """Lists what is unusual about an image file by its header; empty for content that is not an image file."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             unusual = {
                 f"of mode {image.mode}": image.mode != "RGB",
                 "turned by EXIF": image.getexif().get(0x0112, 1) != 1,
@@ -210,8 +212,115 @@ class LazyImages:
         """Decodes all images, for `np.asarray`."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
+    def select(self, numbers: Int[np.ndarray, " K"]) -> "LazyImages":
+        """Returns the images of these numbers; those that are decoded stay so."""
+        read_many = self.read_many
+        return LazyImages(
+            (len(numbers), *self.shape[1:]),
+            lambda i: self.read(int(numbers[i])),
+            lambda i: self.name(int(numbers[i])),
+            self.decode,
+            self.kept[numbers] if len(self.kept) else self.kept,
+            self.is_kept[numbers],
+            read_many and (lambda indices: read_many(numbers[indices].tolist())),
+        )
 
-Images = UInt8[np.ndarray, "N H W C"] | LazyImages  # of a split: in memory, mapped into it, or decoded when read
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckedImages:
+    """Images mapped into memory, uint8 [N, H, W, C], whose checksums are compared when they are first read.
+
+    Any thread may read them. A process reads every image once to compare it, and later only those that are asked for.
+
+    Attributes:
+      images: of the file.
+      name: of the file, in errors.
+      checksums: the CRC-32 of each `chunk` images.
+      chunk: how many images have a checksum together; the last may have fewer.
+      is_checked: whether a checksum has been compared.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    name: str
+    checksums: list[int]
+    chunk: int
+    is_checked: Bool[np.ndarray, " M"]
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    ndim: ClassVar[int] = 4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return self.images.shape
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.images)
+
+    def max(self) -> int:
+        """Returns the largest value that a byte can have, as these images came from encoded ones."""
+        return 255
+
+    def check(self, number: int) -> None:
+        """Raises ConfigError if the images of a checksum have another one."""
+        first = number * self.chunk
+        part = self.images[first : first + self.chunk]
+        if zlib.crc32(np.ascontiguousarray(part).data) != self.checksums[number]:
+            last = first + len(part) - 1
+            raise ConfigError(
+                f"{self.name}: images {first} to {last} are damaged (their CRC-32 is another one); "
+                "delete the copy to have it made again"
+            )
+        self.is_checked[number] = True
+
+    def __getitem__(self, index: Any) -> UInt8[np.ndarray, "..."]:
+        """Returns what NumPy's indexing of the first axis selects.
+
+        Raises:
+          ConfigError: it is damaged.
+        """
+        for number in np.unique(np.arange(len(self))[index] // self.chunk):
+            if not self.is_checked[number]:
+                self.check(int(number))
+        return self.images[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "N H W C"]:
+        """Returns all images, for `np.asarray`."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+# of a split: in memory, mapped into it, or decoded when read
+Images = UInt8[np.ndarray, "N H W C"] | LazyImages | CheckedImages
+
+
+def without_unreadable(images: LazyImages, what: str, threads: int) -> LazyImages:
+    """Reads all images once and returns those that can be read; says how many are left out.
+
+    Args:
+      images: those of a split.
+      what: names them.
+      threads: how many threads read.
+
+    Raises:
+      ConfigError: none can be read.
+    """
+
+    def error(number: int) -> str:
+        try:
+            images.image(number)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        errors = list(pool.map(error, range(len(images))))
+    wrong = [message for message in errors if message]
+    if not wrong:
+        return images
+    if len(wrong) == len(images):
+        raise ConfigError(f"{what}: none of {len(images)} images can be read: {wrong[0]}")
+    note(f"{what}: {len(wrong)} of {len(images)} images can't be read and are left out: {'; '.join(wrong[:3])}")
+    return images.select(np.array([i for i, message in enumerate(errors) if not message]))
 
 
 def lazy_images(
@@ -256,7 +365,7 @@ def decoder(
 
 def lazy_files(config: ConfigDict, root: Path, names: list[str], decode: Callable[[bytes], np.ndarray]) -> LazyImages:
     """Returns the images of encoded files below `root`."""
-    read = lambda i: (root / names[i]).read_bytes()
+    read = lambda i: read_bytes(root / names[i])
     return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode)
 
 

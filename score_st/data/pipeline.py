@@ -15,13 +15,19 @@ from score_st.array_types import Array, Bool, Shaped, UInt8
 from score_st.config import ConfigError, choose
 from score_st.data import datasets, decoded_cache, download, preprocessing
 from score_st.data.files import MissingFiles
-from score_st.data.images import Images, LazyImages
+from score_st.data.images import Images, LazyImages, without_unreadable
 
 
-def load(config: ConfigDict, split: str) -> Images:
+def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
     """Returns the images of `split`, "train" or "test": their prepared copy if there is one, or else the data set's.
 
-    Missing files are downloaded first if data.download is set.
+    Missing files are downloaded first if data.download is set. Images that can't be read are left out if
+    data.skip_unreadable is set, and otherwise are an error when they are read.
+
+    Args:
+      config: the whole configuration.
+      split: "train" or "test".
+      strict: whether the first image is decoded now, so that it is an error now if it can't be read.
 
     Raises:
       ConfigError: an unknown data set or dequantization, files that are missing or damaged, or images that are not as
@@ -29,15 +35,19 @@ def load(config: ConfigDict, split: str) -> Images:
     """
     data = config.data
     choose(preprocessing.DEQUANTIZATIONS, data.dequantization, "data.dequantization")
-    if data.prepared and (copy := decoded_cache.open_copy(config, split)) is not None:
-        return copy
-    try:
-        images = datasets.read(config, split)
-    except MissingFiles:
-        if not data.download:
-            raise
-        download.fetch(config)
-        images = datasets.read(config, split)
+    strict = strict and not data.skip_unreadable
+
+    def read() -> Images:
+        try:
+            return datasets.read(config, split, strict)
+        except MissingFiles:
+            if not data.download:
+                raise
+            download.fetch(config)
+            return datasets.read(config, split, strict)
+
+    copy = decoded_cache.open_copy(config, split, read) if data.prepared else None
+    images = read() if copy is None else copy
     _, height, width, channels = images.shape
     for key, size in (("image_size", height), ("image_size", width), ("num_channels", channels)):
         if data[key] != size:
@@ -46,6 +56,8 @@ def load(config: ConfigDict, split: str) -> Images:
         raise ConfigError(
             f"config.data.num_levels: {data.dataset} has values up to {images.max()}; should be one more"
         )
+    if data.skip_unreadable and isinstance(images, LazyImages):
+        images = without_unreadable(images, f"{data.dataset} {split}", data.num_threads)
     return images
 
 
@@ -81,7 +93,10 @@ class Stream:
         """Returns this process's part of the batch of a step, B = batch_size / parts images."""
         size = self.batch_size // self.parts
         first = step * self.batch_size + self.part * size
-        return self.images[[self._order[first + i] for i in range(size)]]
+        try:
+            return self.images[[self._order[first + i] for i in range(size)]]
+        except ConfigError as error:
+            raise ConfigError(f"{error}{datasets.hint(self.images)}") from error
 
     def batches(self, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
         """Returns the batches of steps start ... stop - 1, read ahead by threads."""
@@ -92,7 +107,7 @@ class Stream:
 
 
 def padded(
-    images: Shaped[Array, "N ..."] | LazyImages, batch_size: int
+    images: Shaped[Array, "N ..."] | Images, batch_size: int
 ) -> Iterator[tuple[Shaped[np.ndarray, "B ..."], Bool[np.ndarray, " B"]]]:
     """Yields all images once and in order, in batches of exactly `batch_size`.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Float, Int
+from score_st.checks import FINITE, check_fields, check_mask
 from score_st.config import ConfigError
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
@@ -40,7 +41,11 @@ def replace(
       images: scaled; where the mask is 0 their values do not matter.
       mask: 1 where the images are known and 0 elsewhere, broadcast to `images`.
       basis: an orthogonal matrix; the mask's channels belong to its rows. None: the channels themselves.
+
+    Raises:
+      ConfigError: the mask does not broadcast, or (outside jit) has values below 0 or above 1.
     """
+    check_mask(mask, images.shape)
     basis = jnp.eye(images.shape[-1]) if basis is None else basis
 
     def project(x: Array, t: Array, z: Array) -> Array:
@@ -92,6 +97,10 @@ class Autoguidance:
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, weight=FINITE)
 
     def __call__(self, sde: SDE, main: Score, guide: Score) -> Score:
         """The guided score; each of its evaluations is one of both networks."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float, Int, Key
+from score_st.checks import NOT_NEGATIVE, ONE_OR_MORE, check_fields
 from score_st.config import Table
 from score_st.diffusion import probability_flow
 from score_st.diffusion.correctors import CORRECTORS, Corrector
@@ -94,6 +95,10 @@ class PredictorCorrector:
     steps: int = 1000
     grid: Grid = uniform_grid
     denoise: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, corrections=NOT_NEGATIVE, steps=ONE_OR_MORE)
 
     @property
     def evaluations_per_step(self) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array
+from score_st.checks import NOT_NEGATIVE, POSITIVE, Interval, check_fields, is_traced
 from score_st.config import ConfigError, Table
 from score_st.diffusion import parametrization
 from score_st.diffusion.linear_sde import SDE, NoiseLevels, Prior, Times
@@ -23,6 +24,13 @@ class VP(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, beta_min=NOT_NEGATIVE)
+        check_fields(self, beta_max=POSITIVE)
+        check_fields(self, beta_max=Interval(self.beta_min, math.inf, "[)"))
 
     @classmethod
     def from_config(cls, config) -> "VP":
@@ -91,10 +99,10 @@ class VP(SDE):
         """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4).
 
         Raises:
-          ConfigError: there are too few for β_max, whose β_i would not be below 1.
+          ConfigError: there are so few that a β_i, at most beta_max / n, would be 1 or more.
         """
-        if self.beta_max >= n:
-            raise ConfigError(f"config.model.num_scales={n}: should be above model.beta_max={self.beta_max:g}")
+        if not is_traced(self.beta_max) and n <= self.beta_max:
+            raise ConfigError(f"{n} noise levels: should be more than beta_max={self.beta_max:g}, as β_i is below 1")
         beta = jnp.linspace(self.beta_min / n, self.beta_max / n, n)
         alpha2 = jnp.exp(jnp.cumsum(jnp.log1p(-beta)))
         return NoiseLevels(
@@ -138,6 +146,11 @@ class VE(SDE):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, sigma_min=POSITIVE, sigma_max=Interval(self.sigma_min, math.inf))
 
     @classmethod
     def from_config(cls, config) -> "VE":
@@ -199,6 +212,11 @@ class RVE(VE):
     eta: float = 1e-3
 
     eps_is_part_of_the_diffusion: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, eta=Interval(0, self.sigma_max))
 
     @classmethod
     def from_config(cls, config) -> "RVE":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from score_st.array_types import Array, Float
+from score_st.checks import FINITE, POSITIVE, check_fields
 from score_st.config import ConfigError, Table, default
 from score_st.diffusion import truncation
 from score_st.diffusion.sde import SDE
@@ -59,6 +60,10 @@ class SignalFraction:
 
     data_std: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, data_std=POSITIVE)
+
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
         return likelihood(sde, t) * jax.nn.sigmoid(sde.logsnr(t) + 2 * math.log(self.data_std))
@@ -89,6 +94,10 @@ class Sigmoid:
 
     bias: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, bias=FINITE)
+
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
         return likelihood(sde, t) * jax.nn.sigmoid(self.bias - sde.logsnr(t))
@@ -103,6 +112,10 @@ class MinSNR:
     """
 
     gamma: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, gamma=POSITIVE)
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
@@ -120,6 +133,10 @@ class Lognormal:
 
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, mean=FINITE, std=POSITIVE)
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
@@ -139,6 +156,10 @@ class EDM:
 
     times: Lognormal
     data_std: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, data_std=POSITIVE)
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""

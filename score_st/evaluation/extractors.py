@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import pipeline
-from score_st.data.images import LazyImages
+from score_st.data.images import Images
 from score_st.evaluation import efficientnet, inception
 from score_st.evaluation.distances import Moments
 from score_st.pytorch import file as torch_file
@@ -116,7 +116,7 @@ class Features:
         params = jax.device_put(params, replicated)
         return cls(lambda batch: apply(params, jax.device_put(batch, divided)), batch_size, mesh.size)
 
-    def __call__(self, images: np.ndarray | LazyImages, label: str, keep: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def __call__(self, images: Images, label: str, keep: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Returns `mean` and `covariance` of the features of images, and the outputs that `keep` names.
 
         Args:

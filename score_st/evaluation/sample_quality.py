@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st import strict_json
-from score_st.array_types import UInt8
+from score_st.array_types import Shaped, UInt8
 from score_st.config import MEANING, ConfigError
 from score_st.data import pipeline
-from score_st.data.images import LazyImages
+from score_st.data.images import Images
 from score_st.evaluation import distances, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
@@ -133,7 +133,7 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
     )
 
 
-def to_bytes(images: np.ndarray | LazyImages, levels: int, source: Any) -> np.ndarray | LazyImages:
+def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: Any) -> Images:
     """Returns images from 0 ... levels - 1 as 0 ... 255.
 
     Args:

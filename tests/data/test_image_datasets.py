@@ -129,6 +129,31 @@ def test_array_records(tmp_path, split_in_names):
     np.testing.assert_array_equal(np.unique(np.concatenate([train, test]), axis=0), np.unique(images, axis=0))
 
 
+def test_damaged_array_records(tmp_path):
+    """Of a cut file its reader says 0 records, and nothing else; a missing file of a set is only seen in the names."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    names = [f"my-Train.array_record-{i:05d}-of-00002" for i in range(2)] + ["my-Test.array_record-00000-of-00001"]
+    contents = [encode(image) for image in noise(9, 64, 64, 3)]
+    for i, name in enumerate(names):
+        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+        for content in contents[3 * i : 3 * i + 3]:
+            writer.write(content)
+        writer.close()
+    config = settings("ARRAYRECORD", tmp_path, image_size=64)
+    assert [len(part) for part in load_splits(config)] == [6, 3]
+    second = tmp_path / names[1]
+    content = second.read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], b"", b"text" * 40000):
+        second.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="-00001-of-00002: can't be read .it is damaged, truncated or empty"):
+            pipeline.load(config, "train")
+        assert len(pipeline.load(config, "test")) == 3
+    second.unlink()
+    with pytest.raises(ConfigError, match="my-Train.array_record: 1 of 2 files are missing, the first is number 1"):
+        pipeline.load(config, "train")
+
+
 def test_folders(tmp_path):
     """With and without subfolders and a split; odd names; hidden files and other files are ignored."""
     images = noise(6, 8, 8, 3)
