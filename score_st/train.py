@@ -19,8 +19,8 @@ from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
 from score_st.runtime import cli, mirror, profiling, sharding, storage
-from score_st.runtime.workdir import claim_workdir, write_text
-from score_st.training import loop, optimizer
+from score_st.runtime.workdir import CONVERTED, claim_workdir, write_text
+from score_st.training import loop, optimizer, saved_steps
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 
@@ -101,11 +101,15 @@ def train(
     if jax.process_count() > 1 and mirror.url_of(workdir).startswith("s3://"):
         message = "several processes can't write checkpoints there; use gs://bucket/folder or a folder that they share"
         raise ConfigError(f"--workdir {workdir}: {message}")
+    if (Path(workdir) / CONVERTED).exists() and not saved_steps.steps(workdir):
+        message = "was made by `python -m score_st.convert` and has no complete checkpoint; convert again into it"
+        raise ConfigError(f"--workdir {workdir}: {message}")
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         image_terms.check_batch_size(config, eval_mesh)
         image_terms.from_config(config, model)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
+    saved_steps.keep_snapshots(Path(workdir), config.training.snapshot_freq)
     workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
