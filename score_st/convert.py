@@ -60,6 +60,7 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
     if jax.process_index() == 0:  # before the checkpoint: training never starts from scratch here
         write_text(workdir / CONVERTED, json.dumps({"file": mirror.shown(path), "step": int(current.step)}))
     with checkpoints.manager(workdir) as manager:
+        saved_steps.set_aside(manager, saved_steps.unfinished(manager))
         checkpoints.save(manager, sharding.replicate(current, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     step, where = int(current.step), mirror.shown(workdir)

@@ -107,6 +107,7 @@ def test_an_unfinished_conversion_never_trains_from_scratch(tmp_path, capsys, on
         assert sorted(path for path in workdir.rglob("*")) == before
         convert.main(converting, one_device)
         assert (workdir / "checkpoints/3/commit_success.txt").exists()
+        assert ("checkpoints/3 is not complete; it is now 3.damaged" in capsys.readouterr().err) == (unfinished == "3")
         assert "already has checkpoints; name another folder" in commands.refused(capsys, convert.main, converting)
 
 

@@ -272,9 +272,8 @@ def restore(
     target, place = placed(abstract, mesh), manager.directory
     if step is not None:
         return read_item(manager, step, target)
-    finished = saved_steps.finished(place)
-    wrong = {s: f"{saved_steps.shown(manager, s)} is not complete" for s in manager.all_steps() if s not in finished}
-    for step in reversed(finished):
+    wrong = saved_steps.unfinished(manager)
+    for step in reversed(saved_steps.finished(place)):
         if remote := mirror.of(place):
             remote.bring(f"{place.name}/{step}")
         try:
@@ -282,7 +281,7 @@ def restore(
         except Damaged as error:
             wrong[step] = str(error)
             continue
-        saved_steps.set_aside(manager, wrong, step)
+        saved_steps.set_aside(manager, wrong, f", and step {step} is taken")
         return current
     if wrong:
         raise Damaged(f"{wrong[max(wrong)]}, and there is no other; delete it to train from the start")

@@ -72,8 +72,20 @@ def shown(manager: "ocp.CheckpointManager", step: int) -> str:
     return f"{place if '://' in place else mirror.shown(place)}/{step}"
 
 
-def set_aside(manager: "ocp.CheckpointManager", wrong: dict[int, str], used: int) -> None:
-    """Renames folders of checkpoints so that they do not count; on gs:// they lose what makes them complete."""
+def unfinished(manager: "ocp.CheckpointManager") -> dict[int, str]:
+    """Returns what is wrong with folders that Orbax takes for checkpoints, by step: those that are not finished."""
+    complete = finished(manager.directory)
+    return {s: f"{shown(manager, s)} is not complete" for s in manager.all_steps() if s not in complete}
+
+
+def set_aside(manager: "ocp.CheckpointManager", wrong: dict[int, str], then: str = "") -> None:
+    """Renames folders of checkpoints so that they do not count; on gs:// they lose what makes them complete.
+
+    Args:
+      manager: of the folders.
+      wrong: what is wrong with each, by step. It is said on stderr.
+      then: what follows, for the message.
+    """
     if not wrong:
         return
     multihost_utils.sync_global_devices("checkpoint chosen")  # nothing is renamed before all have read
@@ -88,6 +100,6 @@ def set_aside(manager: "ocp.CheckpointManager", wrong: dict[int, str], used: int
                 aside.rmtree()
             folder.rename(aside)
             kept = f"it is now {aside.name}"
-        print(f"warning: {message}; {kept}, and step {used} is taken", file=sys.stderr, flush=True)
+        print(f"warning: {message}; {kept}{then}", file=sys.stderr, flush=True)
     multihost_utils.sync_global_devices("checkpoints set aside")
     manager.reload()

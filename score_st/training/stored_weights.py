@@ -44,6 +44,7 @@ class Store:
             return
         self.manager = checkpoints.manager(workdir, folder=FOLDER, newest=None)
         self.saver = saver(self.manager)
+        saved_steps.set_aside(self.manager, saved_steps.unfinished(self.manager))
         past = [step for step in self.manager.all_steps() if step > int(current.step)]
         multihost_utils.sync_global_devices("averages listed")  # no process deletes before all have listed them
         for step in past:
