@@ -323,7 +323,7 @@ def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         _check_answers(manager)
-        raise Damaged(f"{where} is damaged ({storage.reason(error)})") from None
+        raise Damaged(f"{where} is damaged ({storage.reason(error).partition(' See full')[0]})") from None
     finally:
         loop_log.setLevel(level)
     stored, is_missing = read.pop(hashes.KEY), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
