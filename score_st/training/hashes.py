@@ -46,18 +46,21 @@ def of_array(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(layout: NamedSharding | None) -> Any:
-    each = lambda part: jnp.stack([of_array(leaf) for leaf in jax.tree.leaves(part)])
-    hashes = lambda parts: {name: each(part) for name, part in parts.items()}
-    return jax.jit(hashes, out_shardings=layout)
+def _programs(layout: NamedSharding | None) -> tuple[Any, Any]:
+    together = lambda each: {name: jnp.stack(values) for name, values in each.items()}
+    return jax.jit(of_array, out_shardings=layout), jax.jit(together, out_shardings=layout)
 
 
 def of(parts: dict[str, Any]) -> dict[str, UInt32[Array, " N"]]:
-    """The hashes of trees by name, each in the order of its N leaves: one program on the devices of the arrays."""
-    parts = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    layouts = [leaf.sharding for leaf in jax.tree.leaves(parts) if isinstance(leaf, jax.Array)]
+    """The hashes of trees by name, each in the order of its N leaves, computed on the devices of the arrays.
+
+    Each shape is a program of its own: one program for all arrays of a large network takes a minute to compile.
+    """
+    leaves = {name: jax.tree.leaves(part) for name, part in parts.items() if jax.tree.leaves(part)}
+    layouts = [leaf.sharding for leaf in jax.tree.leaves(leaves) if isinstance(leaf, jax.Array)]
     meshes = [layout.mesh for layout in layouts if isinstance(layout, NamedSharding)]
-    return _program(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)(parts)
+    one, together = _programs(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)
+    return together({name: [one(leaf) for leaf in part] for name, part in leaves.items()})
 
 
 def abstract(parts: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
