@@ -1,6 +1,8 @@
 """`python -m score_st.convert`: a PyTorch checkpoint of Soft Truncation or score_sde becomes a workdir, and back."""
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
 from score_st.pytorch import file as torch_file
 from score_st.runtime import cli, mirror, places, sharding
-from score_st.runtime.workdir import claim_workdir
-from score_st.training import checkpoints, state
+from score_st.runtime.workdir import CONVERTED, claim_workdir, write_text
+from score_st.training import checkpoints, saved_steps, state
 
 EXAMPLES = """\
   python -m score_st.convert --config configs/vp/CIFAR10/ddpmpp_nll_st.py --from official.pth --workdir runs/cifar10
@@ -28,7 +30,7 @@ def verify(errors: dict[str, dict[str, float]], tol: float) -> None:
     """Prints the errors of `compare`; exits with code 1 if one in float32 is above `tol`."""
     for name, error in errors.items():
         print(f"{name:14} maximal relative error {error['float32']:.2e} in float32, {error['float64']:.2e} in float64")
-    worst = max(errors, key=lambda name: errors[name]["float32"])
+    worst = max(errors, key=lambda name: (not math.isfinite(errors[name]["float32"]), errors[name]["float32"]))
     if not errors[worst]["float32"] <= tol:
         sys.exit(f"error: {worst} is {errors[worst]['float32']:.2e} off, more than --tol {tol:g}; nothing was written")
 
@@ -40,7 +42,7 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
     """
     path, config = arguments.source, arguments.config
     model = DiffusionModel.from_config(config)
-    if checkpoints.exist(arguments.workdir):
+    if saved_steps.steps(arguments.workdir):
         raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
     content = torch_file.read(path)
     try:
@@ -56,7 +58,10 @@ def import_torch(arguments: argparse.Namespace, golden: torch_checkpoint.Golden 
             print(f"note: no {part} in the file: {effect}", file=sys.stderr)
     multihost_utils.sync_global_devices("file read")  # no process writes before all have found the workdir empty
     workdir = claim_workdir(arguments.workdir, config, lambda key: not key.startswith(FREE), arguments.base)
+    if jax.process_index() == 0:  # before the checkpoint: training never starts from scratch here
+        write_text(workdir / CONVERTED, json.dumps({"file": mirror.shown(path), "step": int(current.step)}))
     with checkpoints.manager(workdir) as manager:
+        saved_steps.set_aside(manager, saved_steps.unfinished(manager))
         checkpoints.save(manager, sharding.replicate(current, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
     step, where = int(current.step), mirror.shown(workdir)

@@ -19,8 +19,8 @@ from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
 from score_st.runtime import cli, endings, memory, mirror, places, sharding, storage
-from score_st.runtime.workdir import check_same, claim_workdir, write_text
-from score_st.training import checkpoints, loop, optimizer
+from score_st.runtime.workdir import CONVERTED, check_same, claim_workdir, write_text
+from score_st.training import checkpoints, loop, optimizer, saved_steps
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 
@@ -119,6 +119,9 @@ def train(
     if jax.process_count() > 1 and mirror.url_of(workdir).startswith("s3://"):
         message = "several processes can't write checkpoints there; use gs://bucket/folder or a folder that they share"
         raise ConfigError(f"--workdir {workdir}: {message}")
+    if (Path(workdir) / CONVERTED).exists() and not saved_steps.steps(workdir):
+        message = "was made by `python -m score_st.convert` and has no complete checkpoint; convert again into it"
+        raise ConfigError(f"--workdir {workdir}: {message}")
     if config.training.snapshot_sampling:
         generation.check_memory(config, model, eval_mesh)
     if config.eval.enable_bpd:
@@ -130,6 +133,7 @@ def train(
     must_agree = lambda key: key in fixed or not key.startswith(FREE)
     check_same(Path(workdir), config, must_agree)
     identity.check(Path(workdir), images)
+    saved_steps.keep_snapshots(Path(workdir), config.training.snapshot_freq)
     workdir = claim_workdir(workdir, config, must_agree, base)
     if jax.process_index() == 0:
         identity.record(workdir, images)

@@ -4,6 +4,7 @@ Both official codes save {'model', 'ema', 'optimizer', 'step'}. The model is a d
 optimizer are lists in the order of `parameter_map.layout`.
 """
 
+import contextlib
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from score_st import networks
 from score_st.array_types import Float, Shaped
-from score_st.config import ConfigError, flatten
+from score_st.config import ConfigError, changed, flatten
 from score_st.model import DiffusionModel
 from score_st.networks.ncsnpp import NCSNpp
 from score_st.pytorch import parameter_map
@@ -79,24 +80,42 @@ def _parameters(config: ConfigDict, checkpoint: dict, slots: list[Slot]) -> list
     """The parameters in the order of the slots; raises ConfigError unless the file has them and no others."""
     tensors = {}
     for key, value in _get(checkpoint, "model", dict, "'model', the network's tensors,").items():
-        name = str(key).removeprefix("module.")
+        name = str(key).replace("_orig_mod.", "").removeprefix("module.")  # of torch.compile, of DataParallel
         if not isinstance(value, np.ndarray) or name in tensors:
             raise ConfigError(f"{key!s:.80} is not a tensor, or occurs twice")
         tensors[name] = value
     levels = tensors.pop("sigmas", None)
     expected_shapes = {slot.name: slot.shape for slot in slots}
     parameter_map.check(config, expected_shapes, {name: value.shape for name, value in tensors.items()})
+    _check_levels(config, levels)
+    return [_checked(tensors[slot.name], slot.name, slot.shape) for slot in slots]
+
+
+def _check_levels(config: ConfigDict, levels: np.ndarray | None) -> None:
+    """Raises ConfigError unless the noise levels of the file are those of the configuration, up to their precision."""
     expected = sigmas(config)
     if levels is None:
         raise ConfigError(f"sigmas [{len(expected)}], the network's noise levels, is missing")
-    if levels.shape != expected.shape or not np.allclose(levels, expected, rtol=1e-5):
-        first, last = (float(levels.flat[i]) for i in (0, -1))
-        raise ConfigError(
-            f"sigmas {list(levels.shape)} goes from {first:g} to {last:g}, the configuration's {list(expected.shape)} "
-            f"from {expected[0]:g} to {expected[-1]:g}; --config.model.sigma_max={first:g} "
-            f"--config.model.sigma_min={last:g} --config.model.num_scales={levels.size} would fit"
-        )
-    return [_checked(tensors[slot.name], slot.name, slot.shape) for slot in slots]
+    is_float = jnp.issubdtype(levels.dtype, jnp.floating)
+    tolerance = max(1e-5, 2 * float(jnp.finfo(levels.dtype).eps) if is_float else 0)
+    values = levels.astype(np.float64)
+    fits = lambda others: values.shape == others.shape and np.allclose(values, others, rtol=tolerance, atol=0)
+    if fits(expected):
+        return
+    advice = ""
+    if values.ndim == 1 and values.size and np.isfinite(values).all() and (values > 0).all():
+        first, last = values[0], values[-1]
+        settings = {"sigma_max": f"{first:g}", "sigma_min": f"{last:g}", "num_scales": f"{values.size}"}
+        settings = {f"model.{key}": value for key, value in settings.items()}
+        flags = " ".join(f"--config.{key}={value}" for key, value in settings.items())
+        with contextlib.suppress(ConfigError):
+            if fits(sigmas(changed(config.copy_and_resolve_references(), settings))):
+                advice = f"; {flags} would fit"
+    ends = f"from {values.flat[0]:g} to {values.flat[-1]:g}" if values.size else "nowhere"
+    raise ConfigError(
+        f"sigmas {list(values.shape)} goes {ends}, the configuration's {list(expected.shape)} "
+        f"from {expected[0]:g} to {expected[-1]:g}{advice}"
+    )
 
 
 def _average(checkpoint: dict, slots: list[Slot], params: list[np.ndarray], step: int) -> tuple[list[np.ndarray], int]:
@@ -279,7 +298,8 @@ def compare(
     errors: dict[str, dict[str, float]] = {}
     for dtype in (jnp.float32, jnp.float64):
         for name, output in _outputs(config, model, current, golden, dtype).items():
-            error = np.max(np.abs(output - golden[name])) / np.max(np.abs(golden[name]))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = np.max(np.abs(output - golden[name])) / np.max(np.abs(golden[name]))
             errors.setdefault(name, {})[dtype.__name__] = float(error)
     return errors
 
@@ -309,6 +329,9 @@ def read_golden(path: str | Path, config: ConfigDict) -> Golden:
         raise ConfigError(f"{path}: should have t [B], x and one of {', '.join(OUTPUTS)} {list(shape)}")
     if any(golden[key].shape != shape[:1] for key in vectors):
         raise ConfigError(f"{path}: {', '.join(vectors)} should have shape {list(shape[:1])}")
+    for key, value in golden.items():
+        if not (np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all()):
+            raise ConfigError(f"{path}: {key} should have finite floating-point numbers, and does not")
     return golden
 
 

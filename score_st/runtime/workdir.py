@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 
 from score_st import strict_json
 from score_st.config import ConfigError, default, differences, find, flatten, packaged, to_json
+from score_st.runtime import mirror
+
+CONVERTED = "converted.json"  # in a workdir that `python -m score_st.convert` has made
 
 
 def claim_workdir(
@@ -63,16 +66,35 @@ def check_same(workdir: Path, config: ConfigDict, must_agree: Callable[[str], bo
 
     A key that an older `config.json` lacks counts as its default.
     """
-    try:
-        stored = json.loads((workdir / "config.json").read_text())
-    except OSError:
+    stored = read_config(workdir)
+    if stored is None:
         return
-    except ValueError as error:
-        raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); name another folder") from error
     as_json = lambda values: json.loads(json.dumps(flatten(values)))
     old, new = as_json(default()) | flatten(stored), as_json(config)
     if differing := differences(old, new, [key for key in sorted(new) if must_agree(key)]):
         raise ConfigError(f"--workdir {workdir}: was made with {differing}; use that, or another workdir")
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """Returns what the workdir's `config.json` has; None where there is neither this file nor a checkpoint.
+
+    Raises:
+      ConfigError: the file can't be read, is damaged, or is missing beside checkpoints.
+    """
+    file, way = workdir / "config.json", "put the right one there, or name another folder"
+    try:
+        stored = json.loads(file.read_bytes())
+        if not isinstance(stored, dict):
+            raise ValueError(f"{type(stored).__name__} instead of an object")
+        return stored
+    except (FileNotFoundError, NotADirectoryError):
+        if mirror.exists_below(workdir / "checkpoints"):
+            raise ConfigError(f"--workdir {workdir}: has checkpoints, but no config.json; {way}") from None
+        return None
+    except OSError as error:
+        raise ConfigError(f"--workdir {workdir}: its config.json can't be read ({error.strerror}); {way}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); {way}") from error
 
 
 def write_text(path: Path, text: str) -> None:

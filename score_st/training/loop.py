@@ -52,6 +52,16 @@ class Means(clu.metrics.CollectingMetric):
         return {name: float(np.mean(np.hstack(values))) for name, values in self.values.items()}
 
 
+def complete_lines(path: Path, stop: int) -> list[str]:
+    """Returns the lines of a log up to the step `stop`, without those that are torn, joined or binary."""
+    kept = []
+    for text in path.read_bytes().split(b"\n") if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            if 0 <= json.loads(text)["step"] <= stop:
+                kept.append(text.decode())
+    return kept
+
+
 Figures = Callable[[float], Mapping[str, float | str]]  # what else the log says of a number of steps/s
 # on the terminal
 SHOWN = {"tflops_per_s": "{:.3g} TFLOP/s", "mfu": "MFU {:.1%}", "goodput": "goodput {:.1%}"}
@@ -100,11 +110,9 @@ class Log:
         self.progress, self.figures = progress.Loop("step", start, stop, "steps"), figures
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, the steps past the checkpoint are done again
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
         if not self.writes:
             return
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        write_text(self.path, "".join(line + "\n" for line in complete_lines(self.path, start)))
         self.board = Board(workdir / "tensorboard", start)
 
     def __call__(self, step: int, **values: Shaped[Array, ""] | float | str) -> None:
@@ -338,7 +346,7 @@ def fit(
 def snapshot_is_done(workdir: Path, step: int) -> bool:
     """Whether the last complete snapshot was that of `step`."""
     path = workdir / "snapshot"
-    return path.exists() and path.read_text() == str(step)
+    return path.exists() and path.read_bytes() == str(step).encode()
 
 
 @contextlib.contextmanager

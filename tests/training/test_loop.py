@@ -101,6 +101,29 @@ def test_the_log_has_the_share_of_time_that_waits_for_data(tmp_path):
     np.testing.assert_allclose(shares, [0.25] * 3, atol=0.06)
 
 
+TORN = [
+    b'{"step": 2, "loss": 1.0',
+    b'{"step": 1, "loss": 0.5{"step": 2, "loss": 1.0}',
+    b'{"step": 1, "loss": 0.5}{"step": 2, "loss": 1.0}',
+    b"\xff\xfe}",
+    b"[2]",
+    b'{"step": "2"}',
+    b'{"step": null}',
+    b'{"loss": 1.0}',
+    b"2",
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", TORN)
+def test_a_damaged_line_of_the_log_is_dropped(line, tmp_path):
+    good = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": NaN}', b'{"step": 3, "loss": 1.0}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([good[0], line, *good[1:], line]))
+    loop.Log(tmp_path, 2, 6)(4, loss=0.5)
+    assert path.read_bytes().splitlines() == [*good[:2], b'{"step": 4, "loss": 0.5}']
+
+
 def test_means_are_those_of_numpy():
     """Of single steps and of several a program, to the last bit."""
     values = np.random.default_rng(0).uniform(size=100).astype(np.float32)
