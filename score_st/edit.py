@@ -46,6 +46,10 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     task, mesh = ALIASES.get(arguments.task, arguments.task), mesh or sharding.mesh()
     sampler = "ode" if task == "interpolate" else arguments.sampler or "reverse_diffusion+langevin"
     config = generation.with_sampler(arguments.config, sampler, arguments.steps)
+    if arguments.num < 1:
+        raise ConfigError(f"--num {arguments.num}: should be 1 or more")
+    if arguments.out:
+        image_grid.check_path("--out", arguments.out, config.data.num_channels)
     if task != "interpolate" and config.sampling.method == "ode":
         raise ConfigError(
             f"--sampler ode: can't keep what is known; --task {task} needs a predictor, with a corrector"

@@ -168,7 +168,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
             old = json.loads(about.read_text())["settings"]
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
-        elif list(folder.glob("*.npz")):
+        elif list(folder.glob("[!.]*.npz")):
             raise ConfigError(f"--out {folder}: holds .npz files that are not of this command; name another folder")
         if jax.process_index() == 0:
             write_text(about, strict_json.dumps({"settings": settings}, indent=1))

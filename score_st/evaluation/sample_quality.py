@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st import strict_json
-from score_st.array_types import Shaped, UInt8
-from score_st.config import MEANING, ConfigError
-from score_st.data import pipeline
+from score_st.array_types import Float, Shaped, UInt8
+from score_st.config import ConfigError
+from score_st.data import identity, pipeline
 from score_st.data.images import Images
 from score_st.evaluation import distances, inception, provenance
 from score_st.evaluation.distances import Moments
@@ -24,6 +23,8 @@ from score_st.runtime import mirror, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
 LEAST = 10  # images
+OF_IMAGES = ("data.image_size", "data.num_channels", "data.num_levels")  # keys that must be those of the run
+OF_REFERENCE = ("data.dataset", "data.category", "data.tfrecords_path")  # likewise, where it is the training images
 METRICS = ("fid", "is", "kid", "precision_recall")
 PER_IMAGE = {"kid", "precision_recall"}  # metrics of single features, not of their moments
 # arrays of an npz: images of ours, score_sde and guided-diffusion; features of score_sde and clean-fid; statistics
@@ -115,9 +116,14 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
       ConfigError: the file has none of them, or images of other levels.
     """
     try:
-        with np.load(path) as file:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        file = np.load(path)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError(f"it is one array, {file.dtype}{list(file.shape)}")
+        with file:
             arrays = {role: file[key] for key, role in KEYS.items() if key in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip archive raises almost anything
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
         raise ConfigError(f"{path}: can't be read as an npz ({reason}); name one with an array samples") from error
     if "images" in arrays:
@@ -125,12 +131,24 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
     shapes = {role: a.shape for role, a in arrays.items() if a.dtype.kind == "f" and np.isfinite(a).all()}
     if len(shapes.get("features", ())) == 2 and len(arrays["features"]) >= LEAST:
         return {"features": arrays["features"]} | Moments().add(arrays["features"]).summary()
-    if "mean" in shapes and shapes.get("covariance") == 2 * shapes["mean"]:
-        return arrays
+    if "mean" in shapes and len(shapes["mean"]) == 1 and shapes.get("covariance") == 2 * shapes["mean"]:
+        check_covariance(arrays["covariance"], path)
+        return {role: arrays[role].astype(np.float64) for role in ("mean", "covariance")}
     content = ", ".join(f"{role} {a.dtype}{list(a.shape)}" for role, a in arrays.items()) or "none of them"
     raise ConfigError(
         f"{path}: has {content}; should have samples, or finite pool_3 [N ≥ {LEAST}, D] or mu, sigma [D, D]"
     )
+
+
+def check_covariance(matrix: Float[np.ndarray, "D D"], source: Any) -> None:
+    """Raises ConfigError unless a matrix is symmetric and positive semi-definite, to the precision of its type."""
+    exact = matrix.astype(np.float64)
+    values = np.linalg.eigvalsh((exact + exact.T) / 2)
+    scale, tolerance = np.abs(values).max(), max(1e-6, len(values) ** 0.5 * float(np.finfo(matrix.dtype).eps))
+    if (asymmetry := np.abs(exact - exact.T).max()) > tolerance * scale:
+        raise ConfigError(f"{source}: sigma is not symmetric (it differs by {asymmetry:.3g}), so it is no covariance")
+    if values[0] < -tolerance * scale:
+        raise ConfigError(f"{source}: sigma has the eigenvalue {values[0]:.3g}, so it is no covariance")
 
 
 def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: Any) -> Images:
@@ -166,18 +184,29 @@ def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UI
       The path, and the images.
     """
     source = Path(path or workdir / "samples")
-    if not path and not any(source.glob("*.npz")):
+    shards = [file for file in sorted(source.glob("*.npz")) if not file.name.startswith(".")]  # as unfinished ones do
+    if not path and not shards:
         source = workdir / "samples.npz"
         if not source.exists():
             raise ConfigError(f"--workdir {workdir}: no samples.npz there; `python -m score_st.sample` writes it")
-    files = sorted(source.glob("*.npz")) if source.is_dir() else [source]
+    files = shards if source.is_dir() else [source]
     parts = [read(file, levels).get("images", np.empty(0)) for file in files]
     if not parts or any(part.ndim != 4 or part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
     return source, np.concatenate(parts)
 
 
-def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, dict[str, Any]]:
+def check_size(config: ConfigDict, source: Any, arrays: dict[str, Any]) -> None:
+    """Raises ConfigError for images whose height, width or channels are not those of config.data."""
+    size, channels = config.data.image_size, config.data.num_channels
+    if "images" in arrays and arrays["images"].shape[1:] != (size, size, channels):
+        shape = list(arrays["images"].shape)
+        raise ConfigError(
+            f"{source}: images are {shape}; should be [N, {size}, {size}, {channels}] as config.data says"
+        )
+
+
+def read_reference(config: ConfigDict, request: Request, workdir: Path) -> tuple[str | None, dict[str, Any]]:
     """Reads what samples are compared with, `request.reference` or the training images.
 
     Returns:
@@ -188,9 +217,11 @@ def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, di
     name, levels = request.reference, config.data.num_levels
     if name is None:
         name, images = f"{config.data.dataset.lower()} train", pipeline.load(config, "train")
+        identity.warn(workdir, {"train": images})
         reference = {"images": to_bytes(images, levels, config.data.dataset)}
     else:
         reference = read(name, levels)
+    check_size(config, name, reference)
     counts = [len(reference[role]) for role in ("images", "features") if role in reference]
     per_image = [metric for metric in request.metrics if metric in PER_IMAGE]
     if not counts and per_image:
@@ -261,9 +292,11 @@ def evaluate(
     extractor, levels, batch_size = request.extractor, config.data.num_levels, config.eval.batch_size
     resizing = request.resize or extractor.resizing
     sharding.check_divisible("eval.batch_size", batch_size, mesh.size, "the number of devices")
-    check_same(workdir, config, lambda key: key.startswith((*MEANING, "data.")))
+    keys = OF_IMAGES if request.reference else OF_IMAGES + OF_REFERENCE
+    check_same(workdir, config, lambda key: key in keys)
     path, images = read_samples(workdir, request.samples, levels)
-    description, reference = read_reference(config, request)
+    check_size(config, path, {"images": images})
+    description, reference = read_reference(config, request, workdir)
     if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
         metrics = ",".join(request.metrics)
         raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")

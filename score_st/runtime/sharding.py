@@ -77,7 +77,7 @@ def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def check_divisible(key: str, size: int, by: int, what: str) -> None:
-    """Raises ConfigError unless `size`, the value of config key `key`, is a multiple of `by`, which is `what`."""
-    if size % by:
+    """Raises ConfigError unless `size`, the value of config key `key`, is a positive multiple of `by`: `what`."""
+    if size < 1 or size % by:
         below = max(size // by * by, by)
         raise ConfigError(f"config.{key}={size}: should be a multiple of {by}, {what}; {below} would do")

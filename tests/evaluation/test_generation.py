@@ -102,8 +102,19 @@ def test_edited_test_images(arguments, one_device, tmp_path, task):
             np.testing.assert_array_equal(cell(row, 0), cell(1 - row, columns - 1))
 
 
-def test_edits_that_can_not_be(arguments, one_device):
+def test_edits_that_can_not_be(arguments, one_device, tmp_path):
     with pytest.raises(config.ConfigError, match="DIGITS has 1 channels, not 3"):
         edit.main(arguments("--task", "colourise"), one_device)
     with pytest.raises(config.ConfigError, match="can't keep what is known"):
         edit.main(arguments("--task", "inpaint", "--sampler", "ode"), one_device)
+    for more, message in (
+        (("--num", -3), "--num -3: should be 1 or more"),
+        (("--num", 0), "--num 0: should be 1 or more"),
+        (("--out", tmp_path / "x.xyz"), "x.xyz: Pillow can't write such files; end it in .png"),
+        (("--out", tmp_path / "x"), "can't write such files"),
+        (("--out", tmp_path / "x.xbm"), "can't write such files"),  # which are black and white
+        (("--out", tmp_path), "is a folder; name a file, such as .*picture.png"),
+    ):
+        with pytest.raises(config.ConfigError, match=message):
+            edit.main(arguments("--task", "inpaint", *more), one_device)
+    assert not list(tmp_path.iterdir())

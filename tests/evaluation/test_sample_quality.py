@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from support.inception import pseudo_random_weights
 
 from score_st import config, quality
 from score_st import eval as eval_command
-from score_st.data import pipeline
-from score_st.evaluation import efficientnet, inception, sample_quality
-from score_st.evaluation.extractors import EXTRACTORS, Features
+from score_st.data import identity, pipeline
+from score_st.evaluation import distances, efficientnet, inception, sample_quality
+from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
 from score_st.pytorch import file as torch_file
 
 RNG = np.random.default_rng
@@ -67,11 +68,12 @@ def test_inception(folder, one_device, photographs, monkeypatch, capsys):
     (folder / "samples").mkdir()
     np.savez(folder / "samples/0.npz", samples=images[:10])
     np.savez(folder / "samples/1.npz", samples=images[10:])
-    argv = [*SETTINGS, "--workdir", folder, "--config.eval.batch_size=8", "--metrics"]
+    size = ["--config.data.image_size=32", "--config.data.num_channels=3"]
+    argv = [*SETTINGS, *size, "--workdir", folder, "--config.eval.batch_size=8", "--metrics"]
     assert f"its SHA-256 is {digest[:8]}…, so it is not pt_in" in refused(capsys, quality.main, [*argv, "fid"])
     extractor = dataclasses.replace(EXTRACTORS["inception"], file=f"random-{digest[:8]}.pth")
     features = Features.on_devices(inception.Network(), inception.from_torch(weights), one_device, 8)
-    settings = config.load(DIGITS, {"eval.batch_size": "8"})
+    settings = config.load(DIGITS, {"eval.batch_size": "8", "data.image_size": "32", "data.num_channels": "3"})
 
     def figures(metrics, reference, resize=None):
         request = sample_quality.Request(tuple(metrics.split(",")), None, str(reference), extractor, resize)
@@ -105,10 +107,20 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         "moments": {"mu": np.zeros(2048), "sigma": np.eye(2048, dtype=np.float32)},
         "nan": {"mu": np.full(2, np.nan), "sigma": np.eye(2)},
         "narrow": {"pool_3": np.zeros((20, 7))},
+        "wide": {"samples": np.zeros((20, 8, 12, 1), np.uint8)},
+        "colors": {"samples": np.zeros((20, 8, 8, 3), np.uint8)},
+        "negative": {"mu": np.zeros(3), "sigma": np.diag([1.0, 2.0, -0.5])},
+        "skew": {"mu": np.zeros(3, np.float32), "sigma": np.triu(np.ones((3, 3), np.float32))},
+        "objects": {"samples": np.array([None] * 20)},
     }
     for name, arrays in files.items():
         np.savez(folder / f"{name}.npz", **arrays)
     (folder / "text.npz").write_text("text")
+    np.save(folder / "array.npy", few)
+    os.mkfifo(folder / "pipe.npz")
+    content = bytearray((folder / "samples.npz").read_bytes())
+    content[100:1000] = bytes(900)
+    (folder / "damaged.npz").write_bytes(content)
     np.savez(folder / "small.npz", samples=np.zeros((5, 9, 8, 1), np.uint8))
     (folder / "mixed").mkdir()
     for name in ("small", "few"):
@@ -134,6 +146,16 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         (["fid", "--reference", path("nan")], "finite"),
         (["fid", "--reference", path("narrow")], "features of 7 dimensions; should be 2048"),
         (["fid", "--config.eval.batch_size=7"], "should be a multiple of 8"),
+        (["fid", "--config.eval.batch_size=0"], "config.eval.batch_size=0: should be a multiple of 8"),
+        (["fid", "--samples", path("wide")], "images are [20, 8, 12, 1]; should be [N, 8, 8, 1] as config.data says"),
+        (["fid", "--reference", path("colors")], "images are [20, 8, 8, 3]; should be [N, 8, 8, 1]"),
+        (["fid", "--reference", path("negative")], "sigma has the eigenvalue -0.5, so it is no covariance"),
+        (["fid", "--reference", path("skew")], "sigma is not symmetric (it differs by 1), so it is no covariance"),
+        (["fid", "--reference", folder / "array.npy"], "can't be read as an npz (it is one array, uint8[9, 8, 8, 1])"),
+        (["fid", "--samples", folder / "array.npy"], "can't be read as an npz (it is one array"),
+        (["fid", "--samples", path("objects")], "can't be read as an npz"),
+        (["fid", "--samples", path("damaged")], "can't be read as an npz"),
+        (["fid", "--reference", path("pipe")], "can't be read as an npz (it is no file)"),
     ]
     for argv, message in bad:
         error = refused(capsys, quality.main, [*SETTINGS, "--workdir", folder, "--metrics", *argv])
@@ -141,6 +163,78 @@ def test_impossible_requests(folder, monkeypatch, capsys):
     error = refused(capsys, quality.main, [*SETTINGS, "--workdir", folder / "new"])
     assert "no samples.npz there; `python -m score_st.sample` writes it" in error
     assert not (folder / "eval").exists() and not (folder / "new").exists()
+
+
+def request(**options) -> sample_quality.Request:
+    return sample_quality.Request(("fid",), **options)
+
+
+def fake_features(images, label, keep=()) -> dict:
+    """Mean and covariance of the pixels themselves."""
+    pixels = np.asarray(images, np.float64).reshape(len(images), -1)[:, :3]
+    return {"mean": pixels.mean(0), "covariance": np.cov(pixels, rowvar=False)}
+
+
+def test_unfinished_samples_are_not_read(folder):
+    """As a killed `sample` leaves them: hidden, with another size or cut."""
+    images = np.load(folder / "samples.npz")["samples"]
+    (folder / "samples").mkdir()
+    np.savez(folder / "samples/samples_0000000.npz", samples=images[:20])
+    np.savez(folder / "samples/.samples_0000020.npz", samples=images[20:])
+    (folder / "samples/.samples_0000040.npz").write_bytes(b"PK")
+    for path in (None, str(folder / "samples")):
+        np.testing.assert_array_equal(sample_quality.read_samples(folder, path, 256)[1], images[:20])
+    (folder / "samples/samples_0000000.npz").unlink()
+    source, read = sample_quality.read_samples(folder, None, 17)
+    assert source == folder / "samples.npz" and len(read) == 56
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_statistics_of_any_precision(folder, kind):
+    """They are read as float64; rounding makes no covariance one that is none, also of a singular one."""
+    features = RNG(0).normal(2, 3, (40, 100))  # of rank 39
+    mean, covariance = features.mean(0), np.cov(features, rowvar=False)
+    np.savez(folder / "fid.npz", mu=mean.astype(kind), sigma=covariance.astype(kind))
+    arrays = sample_quality.read(folder / "fid.npz", 17)
+    assert arrays["mean"].dtype == arrays["covariance"].dtype == np.float64
+    np.testing.assert_allclose(arrays["covariance"], covariance, atol=20 * float(np.finfo(kind).eps))
+    assert abs(distances.frechet(*arrays.values(), mean, covariance)) < 3e4 * float(np.finfo(kind).eps)
+
+
+def test_settings_that_can_not_matter_are_not_compared(folder, one_device, capsys):
+    """Those of the network, of reading ahead, of training; images and data set have to be those of the run."""
+    (folder / "config.json").write_text(config.to_json(config.load(DIGITS)))
+
+    class WithoutWeights(Extractor):
+        def weights(self, path):
+            return {}, "none"
+
+    extractor = WithoutWeights(**vars(EXTRACTORS["inception"]))
+    evaluate = lambda request, **changes: sample_quality.evaluate(
+        config.load(DIGITS, {key.replace("__", "."): value for key, value in changes.items()}),
+        folder,
+        dataclasses.replace(request, extractor=extractor),
+        one_device,
+        features=fake_features,
+    )["figures"]["fid"]["value"]
+    plain = evaluate(request())
+    free = dict(data__num_threads="4", data__memory_gb="1", data__dir=str(folder), data__random_flip="True")
+    free |= dict(model__nf="8", training__k="2", eval__n_probes="2")
+    assert plain > 0 and evaluate(request(), **free) == plain
+    with pytest.raises(config.ConfigError, match="was made with data.dataset='DIGITS' .not 'NPY'"):
+        evaluate(request(), data__dataset="NPY", data__dir=str(folder))
+    others = request(reference=str(folder / "others.npz"))
+    assert evaluate(others, data__dataset="NPY") == evaluate(others) != plain
+    with pytest.raises(config.ConfigError, match="was made with data.num_levels=17 .not 256"):
+        evaluate(others, data__num_levels="256")
+    assert "warning" not in capsys.readouterr().err
+    images = {"train": np.zeros((12, 8, 8, 1), np.uint8), "test": np.zeros((3, 8, 8, 1), np.uint8)}
+    identity.record(folder, images)
+    assert evaluate(request()) == plain
+    message = (
+        "train has other images than at the beginning (12 images then, 1500 now), so some may have been trained on"
+    )
+    assert message in capsys.readouterr().err
 
 
 def test_alias(folder, one_device, monkeypatch, capsys):
