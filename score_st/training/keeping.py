@@ -147,8 +147,9 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         self.settle()
         if failure and jax.process_index() == 0:
             checkpoints.remove_unfinished(self.workdir)
-        if failure and failure is not error:
+        if failure:
             failure.filename = failure.filename or str(self.workdir)
-            raise failure from error
+            if failure is not error:
+                raise failure from error
         if isinstance(error, storage.Interrupted):
             error.code = self.preemption.code or error.code
