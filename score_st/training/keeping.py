@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class Keeper(contextlib.AbstractContextManager):
         self.place = os.stat(workdir).st_ino
         self.latest: tuple[int, TrainState, Any] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Keeper":
         """Takes note of signals from now on."""
         self.preemption.listen()
         return self
