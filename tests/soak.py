@@ -27,8 +27,8 @@ from support.commands import SMALL, overrides
 from support.environment import QUICK
 
 COUNTS = dict(kill=40, signal=20, full=5, damage=10, setting=10)  # at 30 minutes; a second trainer is to come
-STEPS = 6000
-SETTINGS = dict(training__n_iters=STEPS, training__log_freq=20, training__eval_freq=500, training__averages=10)
+STEPS = 20_000  # at 30 minutes
+SETTINGS = dict(training__log_freq=20, training__eval_freq=500, training__averages=10)
 SETTINGS |= dict(training__snapshot_freq=2000, training__snapshot_freq_for_preemption=20, data__num_threads=1)
 SETTINGS |= dict(training__snapshot_sampling=True, sampling__method="pc", sampling__steps=3, sampling__group=64)
 CHANGES = dict(training__log_freq=(10, 40), training__eval_freq=(100, 1000), training__n_jitted_steps=(2, 5))
@@ -82,7 +82,7 @@ class Soak:
 
     def __init__(self, folder: Path, mounted: Path, draw: random.Random) -> None:
         self.folder, self.mounted, self.draw, self.startup = folder, mounted, draw, 8.0
-        self.legs, self.more = 0, dict[str, object]()
+        self.legs, self.more, self.steps = 0, dict[str, object](), 60
         self.begin()
 
     def begin(self) -> None:
@@ -90,7 +90,7 @@ class Soak:
         self.workdir, self.log = self.mounted / f"run{self.legs}", self.folder / "log.txt"
 
     def start(self, **more: object) -> int:
-        settings = overrides(**SETTINGS | self.more | more)
+        settings = overrides(**SETTINGS | dict(training__n_iters=self.steps) | self.more | more)
         return child(["--config", SMALL, "--workdir", str(self.workdir), *settings], self.log)
 
     def delayed(self, pid: int) -> int | None:
@@ -177,7 +177,7 @@ def final(workdir: Path) -> dict:
     with checkpoints.manager(workdir, read_only=True, folder=stored_weights.FOLDER) as opened:
         shape = step.from_config(settings, mesh).abstract_state.averages
         stored = {at: checkpoints.read_item(opened, at, checkpoints.placed(shape, mesh)) for at in opened.all_steps()}
-    assert set(stored) == set(averages.stored_steps(settings.training.averages, STEPS))
+    assert set(stored) == set(averages.stored_steps(settings.training.averages, settings.training.n_iters))
     return dict(state=state, step=number, stored=stored)
 
 
@@ -237,12 +237,14 @@ def main() -> None:
 def soak(run: Soak, faults: list[str], arguments: argparse.Namespace) -> int:
     """Does all that is to be done; returns how often something ended differently."""
     undisturbed = run.folder / "undisturbed"
-    for name in ("compiling", "undisturbed"):  # the second finds everything compiled, as the others will
+    for name in ("compiling", "starting", "undisturbed"):  # the second finds everything compiled, as the others will
         run.workdir, began = run.folder / name, time.monotonic()
-        code = run.finish()
+        run.steps = max(round(STEPS * arguments.minutes / 30), 1000) if name == "undisturbed" else 60
+        code, seconds = run.finish(), time.monotonic() - began
         assert code == 0, run.log.read_text()
-    print(json.dumps(dict(undisturbed=round(time.monotonic() - began, 1), steps=STEPS)), flush=True)
-    run.startup = 0.25 * (time.monotonic() - began)
+        run.startup = seconds if name == "starting" else run.startup
+    about = dict(undisturbed=round(seconds, 1), steps=run.steps, startup=round(run.startup, 1))
+    print(json.dumps(about), flush=True)
     run.legs = 0
     run.begin()
     done, wrong, began = collections.Counter[str](), 0, time.monotonic()

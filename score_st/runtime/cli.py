@@ -217,6 +217,7 @@ def _end(error: BaseException) -> None:
         distributed.leave(exit_codes.INTERRUPTED, "", at_once=True)
     elif failure := endings.storage_failure(error):
         place = f"{failure.filename}: " if failure.filename else ""
-        distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{failure.strerror}; what was saved stays")
+        line = f"error: {place}{failure.strerror}; what was saved stays"
+        distributed.leave(exit_codes.LOCAL_STORAGE, line, at_once=True)  # writes that failed may have left threads
     elif distributed.several():
         distributed.fail(error)

@@ -56,7 +56,7 @@ def all_finite(parts: dict[str, Any]) -> dict[str, Array]:
     }
 
 
-class Keeper(contextlib.AbstractContextManager["Keeper"]):
+class Keeper(contextlib.AbstractContextManager):
     """Writes what a run keeps, and sees to it when training ends, however it ends.
 
     Attributes:
@@ -84,6 +84,11 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         self.goodput, self.preemption = goodput, preemption
         self.place = os.stat(workdir).st_ino
         self.latest: tuple[int, TrainState, Any] | None = None
+
+    def __enter__(self) -> "Keeper":
+        """Takes note of signals from now on."""
+        self.preemption.listen()
+        return self
 
     def keep(self, step: int, current: TrainState, saves: bool, wait: bool) -> None:
         """Starts to write what is due after a step.
@@ -135,7 +140,7 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         """Saves what is good, as when a file of the data has vanished, and waits for what is being written."""
         self.preemption.listen(False)
         if error is None:
-            return
+            return self.goodput.end()
         failure = endings.storage_failure(error)
         if isinstance(error, OSError) and not failure and self.is_gone():
             failure = OSError(errno.ESTALE, "is gone", str(self.workdir))
@@ -147,8 +152,9 @@ class Keeper(contextlib.AbstractContextManager["Keeper"]):
         self.settle()
         if failure and jax.process_index() == 0:
             checkpoints.remove_unfinished(self.workdir)
-        if failure and failure is not error:
+        if failure:
             failure.filename = failure.filename or str(self.workdir)
-            raise failure from error
+            if failure is not error:
+                raise failure from error
         if isinstance(error, storage.Interrupted):
             error.code = self.preemption.code or error.code

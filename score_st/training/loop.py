@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import clu.metrics
 import flax.struct
@@ -280,18 +280,17 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
 def fit(
     config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
 ) -> TrainState:
-    """Trains from the newest checkpoint, or from the start.
+    """Trains from the newest checkpoint, or from the start, and saves however it ends, see `keeping.Keeper`.
 
-    SIGTERM, SIGHUP and Ctrl-C save; then the first two end the program, and Ctrl-C raises KeyboardInterrupt. However
-    training ends, the checkpoint that is being written is waited for, at most training.grace seconds.
+    After SIGTERM and SIGHUP the program ends, and Ctrl-C raises KeyboardInterrupt.
 
     Args:
       config: of the run, with training.n_iters, where it ends.
       workdir: for checkpoints and logs.
       step_config: the train step and its mesh.
       images: those of "train" and of "test", uint8 [N, H, W, C].
-      snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
-        when it is done, so that an interrupted one is called again.
+      snapshot: called every training.snapshot_freq steps and at the end, until it has written the step to
+        `<workdir>/snapshot`.
       speed: what else the log says of it.
     """
     # state, data, log
@@ -310,10 +309,9 @@ def fit(
     due = lambda period: step == stop or step % period == 0
     batches = Batches(stream(config, images["train"]).batches(start, stop))
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
+    if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
+        snapshot(current, log)
     with keeping.Keeper(workdir, checkpoint, store, goodput, preemption) as keeper:
-        if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
-            snapshot(current, log)
-        preemption.listen()
         for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
             # one or several updates
             current, metrics = steps(current, [next(batches) for _ in range(count)], key)
@@ -334,12 +332,10 @@ def fit(
             if saves := at_snapshot or bool(code) or due(training.snapshot_freq_for_preemption):
                 keeping.check_finite(step, metrics["loss"], keeper.settle, current)
             keeper.keep(step, current, saves, wait=at_snapshot or bool(code))
-            if code:
-                stop_preempted(f"step {step}/{stop}", code)
+            end_saved(f"step {step}/{stop}", code)
             if at_snapshot:
                 with goodput.aside(), ended_at_once(preemption):
                     snapshot(current, log)
-    goodput.end()
     return current
 
 
@@ -357,8 +353,10 @@ def ended_at_once(preemption: distributed.Preemption) -> Iterator[None]:
     preemption.listen()
 
 
-def stop_preempted(progress: str, code: int) -> NoReturn:
-    """Ends the program after the last checkpoint has been written; for Ctrl-C, raises KeyboardInterrupt."""
+def end_saved(progress: str, code: int) -> None:
+    """Ends the program if there is a code, see `Preemption.reached`; for that of Ctrl-C, raises KeyboardInterrupt."""
+    if not code:
+        return
     name = next(number.name for number, value in endings.CODES.items() if value == code)
     print(f"{progress}  saved and stopped on {name}", flush=True)
     if code == exit_codes.INTERRUPTED:
