@@ -1,9 +1,8 @@
 """data.prepared: a copy of a data set's images, decoded once, in files that are mapped into memory when read."""
 
 import functools
-import io
 import json
-import math
+import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from score_st.data.files import note
 from score_st.data.images import CheckedImages, Images, LazyImages
 from score_st.runtime import endings, local_cache, progress, storage
 from score_st.runtime.resumable import Chunks
-from score_st.runtime.workdir import allocate
 
 CHUNK = 256  # images that have a checksum together, and are written between two entries of the progress file
 MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")  # keys the copy depends on
@@ -113,13 +111,9 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
         if not _is_intact(part, images.shape, chunks.state):
             chunks.state = nothing
         start, chunk_size = chunks.state["done"], chunks.state["chunk"]
-        if not start:
-            header = io.BytesIO()
-            np.lib.format.write_array_header_1_0(header, dict(shape=images.shape, fortran_order=False, descr="|u1"))
-            allocate(part, len(header.getvalue()) + math.prod(images.shape))
-            with part.open("r+b") as file:
-                file.write(header.getvalue())
-        copy = np.lib.format.open_memmap(part, "r+")
+        copy = np.lib.format.open_memmap(part, "r+" if start else "w+", None if start else np.uint8, images.shape)
+        with part.open("r+b") as file:  # room for all now: a full disk later would kill the process
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         loop = progress.Loop(f"preparing {split}", start, len(images), "images", seconds=2)
         with ThreadPoolExecutor(max(config.data.num_threads, 1)) as pool:
 

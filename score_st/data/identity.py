@@ -43,7 +43,7 @@ def _changes(workdir: Path, images: Mapping[str, Images]) -> list[str]:
     try:
         recorded = json.loads(path.read_text())
         recorded = {split: dict(recorded[split]) for split in images}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error}); delete it to accept the images as they are now") from error

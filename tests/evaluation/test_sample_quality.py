@@ -146,7 +146,7 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         (["fid", "--reference", path("nan")], "finite"),
         (["fid", "--reference", path("narrow")], "features of 7 dimensions; should be 2048"),
         (["fid", "--config.eval.batch_size=7"], "should be a multiple of 8"),
-        (["fid", "--config.eval.batch_size=0"], "config.eval.batch_size=0: should be a multiple of 8"),
+        (["fid", "--config.eval.batch_size=0"], "config.eval.batch_size=0: should be 1 or more"),
         (["fid", "--samples", path("wide")], "images are [20, 8, 12, 1]; should be [N, 8, 8, 1] as config.data says"),
         (["fid", "--reference", path("colors")], "images are [20, 8, 8, 3]; should be [N, 8, 8, 1]"),
         (["fid", "--reference", path("negative")], "sigma has the eigenvalue -0.5, so it is no covariance"),

@@ -139,7 +139,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(tmp_path
 
 def test_a_snapshot_that_diverges_is_said(tmp_path, one_device, capsys):
     """Training goes on, and ends with the same bits; started again, the snapshot is tried again, and said."""
-    sampler = dict(sampling__method="pc", sampling__steps=3, sampling__corrector="langevin", sampling__snr=1e30)
+    sampler = dict(
+        sampling__method="pc", sampling__predictor="reverse_diffusion", sampling__steps=9, sampling__lambda_=1e9
+    )
     settings = dict(training__n_iters=4, training__snapshot_freq=2, training__eval_images=0, sampling__group=4)
     train.main(words(tmp_path / "without", **settings), one_device)
     more = settings | sampler | dict(training__snapshot_sampling=True)
