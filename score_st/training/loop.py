@@ -146,13 +146,13 @@ class Batches:
         return seconds
 
 
-def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[], None]) -> None:
+def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[], object]) -> None:
     """Ends the program with exit code 1 if the loss is NaN or infinite, before a checkpoint of it is written.
 
     Args:
       step: for the message.
       loss: of the last step, or of several.
-      wait: waits until the last checkpoint has been written.
+      wait: waits until the last checkpoint and the averages have been written.
     """
     last = np.ravel(loss)[-1]
     if not np.isfinite(last):
@@ -280,6 +280,7 @@ def fit(
     start = step = int(current.step)
     goodput = Goodput(workdir, start, jax.process_index() == 0)
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
+    settle = lambda: [writer.settle() for writer in (store, checkpoint)]
     steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
     steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
     log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
@@ -300,14 +301,13 @@ def fit(
             logged = means.compute()  # waits for the steps
             extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
             log.train(step, logged, batches.waited(), **extra)
-            check_finite(step, metrics["loss"], checkpoint.settle)
+            check_finite(step, metrics["loss"], settle)
             means = Means.empty()
-
         # a checkpoint
         at_snapshot = due(training.snapshot_freq)
         preempted = preemption.reached(wait=at_snapshot)
         if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-            check_finite(step, metrics["loss"], checkpoint.settle)
+            check_finite(step, metrics["loss"], settle)
         keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)

@@ -64,6 +64,11 @@ class Store:
         if self.steps:
             self.saver.wait(*self.latest)
 
+    def settle(self) -> None:
+        """Waits until what is being written is, or has failed."""
+        if self.steps:
+            self.saver.settle()
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
