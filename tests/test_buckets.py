@@ -101,7 +101,8 @@ def trained(environment, url, *more):
     return process
 
 
-@pytest.mark.parametrize("mode", ["refuse", pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["refuse", "hang"])
 def test_an_outage_changes_nothing(store, environment, uninterrupted, tmp_path, mode):
     url = f"{store.url}/outage_{mode}"
     process = trained(environment, url)

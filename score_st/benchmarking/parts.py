@@ -15,7 +15,7 @@ from score_st.config import ConfigError
 from score_st.diffusion import samplers
 from score_st.evaluation import generation, image_terms
 from score_st.evaluation.runner import BatchRunner
-from score_st.planning import planner, utilization
+from score_st.planning import utilization
 from score_st.runtime import sharding
 from score_st.training import loop
 from score_st.training import step as stepping
@@ -46,7 +46,7 @@ def train_step(subject: Subject) -> Part:
             jax.block_until_ready(metrics)
 
         seconds = measure(run, subject.seconds, "train step").times(1 / several, "s", "lower")
-        flops = 3 * planner.forward_flops(setup.model, size // len(devices))
+        flops = 3 * utilization.forward_flops(setup.model, size // len(devices))
         numbers = {"seconds": seconds, "images_per_s": seconds.rate(size, "images/s")}
         numbers["tflops_per_s"] = seconds.rate(flops / 1e12, "TFLOP/s")
         if peak := utilization.peak(subject.device.device_kind, _arithmetic(subject), subject.chips):
