@@ -185,7 +185,7 @@ class JobFiles:
 class Chunks:
     """Jobs (first,) that are done in order; a JSON file holds the settings and the state after the latest of them.
 
-    A state is a dictionary of numbers and lists of numbers, of which `done` says that all jobs with first < done are done.
+    A state is a dictionary of numbers and lists of numbers. Its `done` says that all jobs with first < done are done.
     """
 
     def __init__(self, path: Path, settings: dict, start: dict) -> None:
@@ -202,12 +202,9 @@ class Chunks:
         except (FileNotFoundError, ValueError, RecursionError):
             return
         is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-        fits = lambda key: (
-            all(map(is_number, value)) if isinstance(value := stored.get(key), list) else is_number(value)
-        )
-        complete = isinstance(stored, dict) and all(
-            isinstance(stored.get(key), list) == isinstance(start[key], list) and fits(key) for key in start
-        )
+        is_state = lambda value: all(map(is_number, value)) if isinstance(value, list) else is_number(value)
+        alike = lambda key: is_state(stored.get(key)) and isinstance(stored[key], list) == isinstance(start[key], list)
+        complete = isinstance(stored, dict) and all(map(alike, start))
         if complete and stored == self.settings | {key: stored.get(key) for key in start}:
             self.state = {key: stored[key] for key in start}
 
