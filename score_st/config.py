@@ -171,6 +171,7 @@ OPTIM = dict(
 )
 STORAGE = dict(
     patience=900.0,  # ours: seconds to wait for a bucket that does not answer, before exit code 75
+    lease=30.0,  # ours: seconds without a sign of life after which another trainer's workdir is taken over
     rescue="",  # ours: folder for a checkpoint that can't reach its bucket; empty: a new temporary one
 )
 SECTIONS = {

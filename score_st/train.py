@@ -18,8 +18,8 @@ from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
-from score_st.runtime import cli, mirror, profiling, sharding, storage
-from score_st.runtime.workdir import CONVERTED, claim_workdir, write_text
+from score_st.runtime import cli, lease, mirror, profiling, sharding, storage
+from score_st.runtime.workdir import CONVERTED, check_same, claim_workdir, write_text
 from score_st.training import loop, optimizer, saved_steps
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
@@ -93,28 +93,44 @@ def train(
     Raises:
       ConfigError: the request can't be met.
     """
-    devices = None if mesh is None else list(mesh.devices.flat)
     profiling.parse_steps(config.training.profile_steps)
-    step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
-    eval_mesh = sharding.mesh(devices=devices)
-    model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
     if jax.process_count() > 1 and mirror.url_of(workdir).startswith("s3://"):
         message = "several processes can't write checkpoints there; use gs://bucket/folder or a folder that they share"
         raise ConfigError(f"--workdir {workdir}: {message}")
     if (Path(workdir) / CONVERTED).exists() and not saved_steps.steps(workdir):
         message = "was made by `python -m score_st.convert` and has no complete checkpoint; convert again into it"
         raise ConfigError(f"--workdir {workdir}: {message}")
+    with lease.watching(Path(workdir), config.storage.lease) as held:
+        return _train(config, Path(workdir), base, mesh, chips, held)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    base: Mapping[str, Any] | None,
+    mesh: Mesh | None,
+    chips: Mapping[str, utilization.Peaks],
+    held: lease.Lease,
+) -> TrainState:
+    """See `train`; takes the lease before it writes."""
+    devices = None if mesh is None else list(mesh.devices.flat)
+    step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
+    eval_mesh = sharding.mesh(devices=devices)
+    model = DiffusionModel.from_config(config)  # in its own arithmetic, not that of training
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     if config.eval.enable_bpd:
         image_terms.check_batch_size(config, eval_mesh)
         image_terms.from_config(config, model)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
-    saved_steps.keep_snapshots(Path(workdir), config.training.snapshot_freq)
-    workdir = claim_workdir(workdir, config, lambda key: key in fixed or not key.startswith(FREE), base)
+    must_agree = lambda key: key in fixed or not key.startswith(FREE)
+    check_same(workdir, config, must_agree)
+    held.acquire()
+    saved_steps.keep_snapshots(workdir, config.training.snapshot_freq)
+    workdir = claim_workdir(workdir, config, must_agree, base)
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
     used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)
-    return loop.fit(config, workdir, step_config, images, at_snapshot, used)
+    return loop.fit(config, workdir, step_config, images, at_snapshot, used, held.check)
 
 
 def parser() -> cli.Parser:

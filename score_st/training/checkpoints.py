@@ -5,6 +5,7 @@ On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes t
 
 import contextlib
 import functools
+import gc
 import logging
 import shutil
 import sys
@@ -312,20 +313,21 @@ def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
     wanted = {**parts, hashes.KEY: placed(hashes.abstract(parts), mesh)}
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
     arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
-    loop_log = logging.getLogger("asyncio")  # which has a traceback for each read that fails
-    level = loop_log.level
-    try:
-        loop_log.setLevel(logging.CRITICAL + 1)
-        read = manager.restore(step, args=arguments)
-    except (MemoryError, ConfigError):
-        raise
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    problem = ""
+    with _quiet():
+        try:
+            read = manager.restore(step, args=arguments)
+        except (MemoryError, ConfigError):
             raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            problem = storage.reason(error).partition(" See full")[0]
+        if problem:
+            gc.collect()  # tracebacks are printed as what failed is deleted
+    if problem:
         _check_answers(manager)
-        raise Damaged(f"{where} is damaged ({storage.reason(error).partition(' See full')[0]})") from None
-    finally:
-        loop_log.setLevel(level)
+        raise Damaged(f"{where} is damaged ({problem})")
     stored, is_missing = read.pop(hashes.KEY), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     if any(map(is_missing, jax.tree.leaves(read))):
         raise Damaged(f"{where} is damaged (arrays are missing)")
@@ -337,6 +339,20 @@ def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise Damaged(f"{where} is damaged (the checksum of {changed[0]}{more} differs)")
     return type(target)(**read)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Python from printing a traceback for each of the hundreds of reads that fail with a damaged file."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _check_answers(manager: "ocp.CheckpointManager") -> None:

@@ -266,7 +266,13 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
 
 
 def fit(
-    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
+    config: ConfigDict,
+    workdir: Path,
+    step_config: TrainStepConfig,
+    images: Splits,
+    snapshot: Snapshot,
+    speed: Figures,
+    may_write: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
@@ -278,6 +284,7 @@ def fit(
       snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
         when it is done, so that an interrupted one is called again.
       speed: what else the log says of it.
+      may_write: called before each line of the log and each checkpoint; it raises where another process has the run.
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
@@ -306,6 +313,7 @@ def fit(
         # a line of the log
         if first or due(training.log_freq):
             logged = means.compute()  # waits for the steps
+            may_write()
             extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
             log.train(step, logged, batches.waited(), **extra)
             check_finite(step, metrics["loss"], checkpoint.settle)
@@ -316,6 +324,8 @@ def fit(
         preempted = preemption.reached(wait=at_snapshot)
         if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], checkpoint.settle)
+        if saves or step in store.steps:
+            may_write()
         keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)

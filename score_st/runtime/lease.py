@@ -1,0 +1,298 @@
+"""One trainer a workdir: a lease that its owner renews, and that a successor takes over when it no longer moves.
+
+The lease is the file `.lease` of the workdir, or an object in its bucket, with a random token, who the owner is, and
+a counter. Nobody compares clocks: a successor watches the counter for some seconds of its own time. It need not watch
+a process of this boot that is dead, or an earlier attempt of the same job of a scheduler.
+
+An owner that was stopped, or whose disk hung, finds another token when it goes on and stops before it writes again.
+What it was writing at that moment is not prevented.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from score_st.config import ConfigError
+from score_st.runtime import mirror, storage
+
+NAME = ".lease"
+RENEWALS = 3  # in the time after which a lease is taken over
+
+
+class Taken(ConfigError):
+    """Another process trains in the workdir."""
+
+
+def identity() -> dict[str, Any]:
+    """Returns who this process is: host, process, boot, and the job and attempt of a scheduler, if there is one."""
+    job = os.environ.get("SCORE_ST_JOB") or os.environ.get("SLURM_JOB_ID", "")
+    attempt = os.environ.get("SCORE_ST_ATTEMPT") or os.environ.get("SLURM_RESTART_COUNT", "0")
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot(), "began": began(os.getpid())}
+    return who | {"job": job, "attempt": int(attempt) if attempt.isdecimal() else 0}
+
+
+def boot() -> str:
+    """Returns what is the same for processes that see each other's numbers: boot and namespace; "" if unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def began(pid: int) -> int | None:
+    """Returns when a process of this boot began, in clock ticks; None if it is dead."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(rest[18])
+
+
+def is_over(owner: dict[str, Any], me: dict[str, Any]) -> bool:
+    """Whether an owner is known to have ended: it is dead, or an earlier attempt of this process's job."""
+    if me["boot"] and owner.get("boot") == me["boot"] and began(owner["pid"]) != owner.get("began"):
+        return True
+    return bool(me["job"]) and owner.get("job") == me["job"] and owner.get("attempt", 0) < me["attempt"]
+
+
+def parse(content: bytes | None) -> dict[str, Any]:
+    """Returns what is in a lease; {} if there is none or it is damaged."""
+    try:
+        found = json.loads(content or b"")
+        return found if isinstance(found, dict) and isinstance(found["pid"], int) else {}
+    except (ValueError, KeyError, RecursionError):
+        return {}
+
+
+class LocalFile:
+    """A lease on a disk or NFS, created exclusively by a link."""
+
+    def __init__(self, path: Path) -> None:
+        """See `read`, `create`, `replace` and `remove`."""
+        self.path = path
+
+    def read(self) -> bytes | None:
+        """Returns the content; None if there is none."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _temporary(self, content: bytes) -> Path:
+        path = self.path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+        path.write_bytes(content)
+        return path
+
+    def create(self, content: bytes) -> bool:
+        """Creates the lease; returns False if there is one."""
+        temporary = self._temporary(content)
+        try:
+            os.link(temporary, self.path)
+            return True
+        except FileExistsError:
+            return False
+        except OSError:  # no links, as on some mounted buckets
+            with contextlib.suppress(FileExistsError), self.path.open("xb") as file:
+                file.write(content)
+                return True
+            return False
+        finally:
+            temporary.unlink()
+
+    def replace(self, old: bytes, new: bytes) -> bool:
+        """Replaces the owner's own lease; returns False if it is not `old` any more."""
+        began = time.monotonic()
+        temporary = self._temporary(new)
+        try:
+            if self.read() != old or time.monotonic() > began + 2:  # a process that was stopped here asks again
+                return False
+            temporary.replace(self.path)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, old: bytes) -> bool:
+        """Removes a lease that is still `old`, and no other; returns whether it did."""
+        aside = self.path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return False
+        try:
+            if aside.read_bytes() == old:
+                return True
+            with contextlib.suppress(FileExistsError):  # of another successor, which was faster: it gets it back
+                os.link(aside, self.path)
+            return False
+        finally:
+            aside.unlink()
+
+
+class StoredObject:
+    """A lease in a bucket, which creates and replaces objects under a condition."""
+
+    def __init__(self, url: str) -> None:
+        """See `LocalFile`."""
+        self.url = url
+        self.versions: dict[bytes, str] = {}  # by content
+
+    def read(self) -> bytes | None:
+        """Returns the content; None if there is none."""
+        try:
+            content, version = storage.get_with_version(self.url)
+        except FileNotFoundError:
+            return None
+        self.versions = {content: version}
+        return content
+
+    def create(self, content: bytes) -> bool:
+        """Creates the lease; returns False if there is one."""
+        return storage.put_if(content, self.url, "")
+
+    def replace(self, old: bytes, new: bytes) -> bool:
+        """Replaces the lease; returns False if it is not `old` any more."""
+        return self.read() == old and storage.put_if(new, self.url, self.versions[old])
+
+    def remove(self, old: bytes) -> bool:
+        """Removes a lease that is still `old`, and no other; returns whether it did."""
+        if not self.replace(old, b""):  # an empty one belongs to nobody; others find it until it is gone
+            return False
+        storage.remove(self.url)
+        return True
+
+
+class Lease:
+    """The right to write in a workdir. See `acquire`, `check` and `release`."""
+
+    def __init__(self, workdir: Path, seconds: float) -> None:
+        """Begins to watch the lease of another process, if there is one; writes nothing.
+
+        Args:
+          workdir: of the run, which may not exist yet.
+          seconds: without a renewal after which a lease is taken over (storage.lease).
+        """
+        self.workdir, self.seconds, url = workdir, seconds, mirror.url_of(workdir)
+        path = Path(workdir) / NAME
+        self.place: LocalFile | StoredObject = StoredObject(storage.join(url, NAME)) if url else LocalFile(path)
+        self.me = identity() | {"token": uuid.uuid4().hex, "seconds": seconds, "counter": 0}
+        self.content, self.renewed, self.lost = b"", 0.0, ""
+        self._lock, self._ended = threading.RLock(), threading.Event()
+        self.seen, self.since = self.place.read(), time.monotonic()
+
+    def acquire(self) -> None:
+        """Takes the lease, once that of another process is known to be over or has not moved for long enough.
+
+        Process 0 does so for all that work together.
+
+        Raises:
+          Taken: it moves.
+        """
+        refused = ""
+        if jax.process_index() == 0:
+            try:
+                self._acquire()
+            except Taken as error:
+                refused = str(error)
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(refused))):
+            raise Taken(refused or "another process has the workdir")
+        if refused:
+            raise Taken(refused)
+
+    def _acquire(self) -> None:
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        while True:
+            current, owner = self.place.read(), parse(self.seen)
+            if current is None:
+                mine = json.dumps(self.me).encode()
+                if self.place.create(mine):
+                    self.content, self.renewed = mine, time.monotonic()
+                    threading.Thread(target=self._renew, daemon=True, name="lease").start()
+                    return
+                self.seen, self.since = self.place.read(), time.monotonic()
+            elif parse(current).get("token") == self.me["token"]:  # created, though the answer was lost
+                self.content = current
+                self.place.remove(current)
+            elif current != self.seen:
+                if (now := parse(current)) and owner and now["token"] == owner["token"]:
+                    raise Taken(self._said(now))
+                self.seen, self.since = current, time.monotonic()
+            elif (owner and is_over(owner, self.me)) or time.monotonic() > self.since + self._patience(owner):
+                self.place.remove(current)
+            else:
+                time.sleep(min(0.2, self.seconds / 10))
+
+    def _patience(self, owner: dict[str, Any]) -> float:
+        theirs = owner.get("seconds")
+        return max(self.seconds, float(theirs) if isinstance(theirs, int | float) else 0.0)
+
+    def _said(self, owner: dict[str, Any]) -> str:
+        who = f"process {owner['pid']} on {owner.get('host')}"
+        return f"--workdir {mirror.shown(self.workdir)}: {who} trains there; stop it first, or name another folder"
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self.seconds / RENEWALS) and not self.lost:
+            with contextlib.suppress(Exception):  # tried again, and by `check`
+                self._renew_once()
+
+    def _renew_once(self) -> None:
+        with self._lock:
+            if self._ended.is_set() or self.lost:
+                return
+            at = time.monotonic()
+            new = json.dumps(self.me | {"counter": self.me["counter"] + 1}).encode()
+            if not self.place.replace(self.content, new):
+                current = self.place.read()
+                if current is None and self.place.create(new):  # a successor that gave up
+                    pass
+                elif parse(current).get("token") != self.me["token"]:
+                    self.lost = self._said(parse(current)) if parse(current) else "its lease was taken over"
+                    return
+                else:
+                    self.content = current or b""
+                    return
+            self.content, self.renewed = new, at
+            self.me["counter"] += 1
+
+    def check(self) -> None:
+        """Returns if this process still has the lease; asks first if it has not been renewed for a while.
+
+        Raises:
+          Taken: another process has it.
+          OSError: it can't be renewed.
+        """
+        while (
+            self.content
+            and not self.lost
+            and time.monotonic() > self.renewed + self.seconds * (RENEWALS - 1) / RENEWALS
+        ):
+            self._renew_once()
+        if self.lost:
+            raise Taken(self.lost)
+
+    def release(self) -> None:
+        """Gives the lease back, so that the next process need not wait."""
+        with self._lock, contextlib.suppress(Exception):
+            self._ended.set()
+            if self.content:
+                self.place.remove(self.content)
+
+
+@contextlib.contextmanager
+def watching(workdir: Path, seconds: float) -> Iterator[Lease]:
+    """Yields a lease to acquire, which is released at the end."""
+    lease = Lease(workdir, seconds)
+    try:
+        yield lease
+    finally:
+        lease.release()
