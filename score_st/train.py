@@ -100,7 +100,7 @@ def train(
     if (Path(workdir) / CONVERTED).exists() and not saved_steps.steps(workdir):
         message = "was made by `python -m score_st.convert` and has no complete checkpoint; convert again into it"
         raise ConfigError(f"--workdir {workdir}: {message}")
-    with lease.watching(Path(workdir), config.storage.lease) as held:
+    with lease.watching(Path(workdir), config.storage.lease, config.storage.patience) as held:
         return _train(config, Path(workdir), base, mesh, chips, held)
 
 

@@ -9,15 +9,16 @@ What it was writing at that moment is not prevented.
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +28,8 @@ from score_st.config import ConfigError
 from score_st.runtime import mirror, storage
 
 NAME = ".lease"
+T = TypeVar("T")
+GRACE = 4.0  # seconds for the last uploads before a lease is released
 RENEWALS = 3  # in the time after which a lease is taken over
 
 
@@ -175,20 +178,22 @@ class StoredObject:
 class Lease:
     """The right to write in a workdir. See `acquire`, `check` and `release`."""
 
-    def __init__(self, workdir: Path, seconds: float) -> None:
+    def __init__(self, workdir: Path, seconds: float, patience: float = storage.PATIENCE) -> None:
         """Begins to watch the lease of another process, if there is one; writes nothing.
 
         Args:
           workdir: of the run, which may not exist yet.
           seconds: without a renewal after which a lease is taken over (storage.lease).
+          patience: seconds to wait for a bucket that does not answer.
         """
-        self.workdir, self.seconds, url = workdir, seconds, mirror.url_of(workdir)
-        path = Path(workdir) / NAME
-        self.place: LocalFile | StoredObject = StoredObject(storage.join(url, NAME)) if url else LocalFile(path)
+        self.workdir, self.seconds, self.patience = workdir, seconds, patience
+        self.url, path = mirror.url_of(workdir), Path(workdir) / NAME
+        place = StoredObject(storage.join(self.url, NAME)) if self.url else LocalFile(path)
+        self.place: LocalFile | StoredObject = place
         self.me = identity() | {"token": uuid.uuid4().hex, "seconds": seconds, "counter": 0}
         self.content, self.renewed, self.lost = b"", 0.0, ""
         self._lock, self._ended = threading.RLock(), threading.Event()
-        self.seen, self.since = self.place.read(), time.monotonic()
+        self.seen, self.since = self._ask(self.place.read), time.monotonic()
 
     def acquire(self) -> None:
         """Takes the lease, once that of another process is known to be over or has not moved for long enough.
@@ -197,42 +202,49 @@ class Lease:
 
         Raises:
           Taken: it moves.
+          ConfigError: the workdir can't be written.
+          storage.Unreachable: its bucket does not answer.
         """
-        refused = ""
+        refusal: Exception | None = None
         if jax.process_index() == 0:
             try:
                 self._acquire()
-            except Taken as error:
-                refused = str(error)
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(refused))):
-            raise Taken(refused or "another process has the workdir")
-        if refused:
-            raise Taken(refused)
+            except OSError as error:
+                problem = f"can't be written ({error.strerror}); name a folder that can"
+                refusal = ConfigError(f"--workdir {self.workdir}: {problem}")
+            except Exception as error:
+                refusal = error
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+            raise refusal or Taken(f"--workdir {self.workdir}: process 0 can't write there")
+        if refusal:
+            raise refusal
+
+    def _ask(self, operation: Callable[[], T]) -> T:
+        return storage.patiently(self.url, operation, self.patience) if self.url else operation()
 
     def _acquire(self) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
         while True:
-            current, owner = self.place.read(), parse(self.seen)
+            current, owner = self._ask(self.place.read), parse(self.seen)
             if current is None:
                 mine = json.dumps(self.me).encode()
-                if self.place.create(mine):
+                if self._ask(functools.partial(self.place.create, mine)):
                     self.content, self.renewed = mine, time.monotonic()
                     threading.Thread(target=self._renew, daemon=True, name="lease").start()
                     return
-                self.seen, self.since = self.place.read(), time.monotonic()
+                self.seen, self.since = self._ask(self.place.read), time.monotonic()
             elif parse(current).get("token") == self.me["token"]:  # created, though the answer was lost
-                self.content = current
-                self.place.remove(current)
+                self._ask(functools.partial(self.place.remove, current))
             elif current != self.seen:
                 if (now := parse(current)) and owner and now["token"] == owner["token"]:
                     raise Taken(self._said(now))
                 self.seen, self.since = current, time.monotonic()
-            elif (owner and is_over(owner, self.me)) or time.monotonic() > self.since + self._patience(owner):
-                self.place.remove(current)
+            elif (owner and is_over(owner, self.me)) or time.monotonic() > self.since + self._wait(owner):
+                self._ask(functools.partial(self.place.remove, current))
             else:
                 time.sleep(min(0.2, self.seconds / 10))
 
-    def _patience(self, owner: dict[str, Any]) -> float:
+    def _wait(self, owner: dict[str, Any]) -> float:
         theirs = owner.get("seconds")
         return max(self.seconds, float(theirs) if isinstance(theirs, int | float) else 0.0)
 
@@ -249,49 +261,61 @@ class Lease:
         with self._lock:
             if self._ended.is_set() or self.lost:
                 return
-            at = time.monotonic()
-            new = json.dumps(self.me | {"counter": self.me["counter"] + 1}).encode()
+            at, counter = time.monotonic(), self.me["counter"] + 1
+            new = json.dumps(self.me | {"counter": counter}).encode()
             if not self.place.replace(self.content, new):
                 current = self.place.read()
-                if current is None and self.place.create(new):  # a successor that gave up
-                    pass
-                elif parse(current).get("token") != self.me["token"]:
-                    self.lost = self._said(parse(current)) if parse(current) else "its lease was taken over"
+                owner = parse(current)
+                if current is not None and owner.get("token") == self.me["token"]:  # renewed, though it seemed not
+                    self.content = current
                     return
-                else:
-                    self.content = current or b""
+                if current is not None or not self.place.create(new):
+                    self.lost = self._said(owner or parse(self.place.read()) or {"pid": "of another trainer"})
+                    if uploading := mirror.of(self.workdir):
+                        uploading.abandoned = True
                     return
-            self.content, self.renewed = new, at
-            self.me["counter"] += 1
+            self.content, self.renewed, self.me["counter"] = new, at, counter
 
-    def check(self) -> None:
+    def _is_stale(self) -> bool:
+        late = self.renewed + self.seconds * (RENEWALS - 1) / RENEWALS
+        return bool(self.content) and not self.lost and time.monotonic() > late
+
+    def check(self, stop: Callable[[], bool] | None = None) -> None:
         """Returns if this process still has the lease; asks first if it has not been renewed for a while.
+
+        Args:
+          stop: asked while it waits for a bucket; without it, no bucket is asked.
 
         Raises:
           Taken: another process has it.
           OSError: it can't be renewed.
+          storage.Unreachable: the bucket does not answer.
+          storage.Interrupted: `stop` has returned True.
         """
-        while (
-            self.content
-            and not self.lost
-            and time.monotonic() > self.renewed + self.seconds * (RENEWALS - 1) / RENEWALS
-        ):
-            self._renew_once()
+        while self._is_stale() and (stop or not self.url):
+            if self.url:
+                storage.patiently(self.url, self._renew_once, self.patience, stop or (lambda: False))
+            else:
+                self._renew_once()
         if self.lost:
             raise Taken(self.lost)
 
     def release(self) -> None:
-        """Gives the lease back, so that the next process need not wait."""
-        with self._lock, contextlib.suppress(Exception):
+        """Gives the lease back, once all is uploaded, so that the next process need not wait."""
+        if not self.content:
+            return
+        with contextlib.suppress(Exception):
+            if not self.lost and (uploading := mirror.of(self.workdir)):
+                uploading.flush(patience=GRACE)
             self._ended.set()
-            if self.content:
+            with self._lock:
                 self.place.remove(self.content)
 
 
 @contextlib.contextmanager
-def watching(workdir: Path, seconds: float) -> Iterator[Lease]:
-    """Yields a lease to acquire, which is released at the end."""
-    lease = Lease(workdir, seconds)
+def watching(workdir: Path, seconds: float, patience: float) -> Iterator[Lease]:
+    """Yields a `Lease` to acquire, which is released at the end."""
+    lease = Lease(workdir, seconds, patience)
     try:
         yield lease
     finally:

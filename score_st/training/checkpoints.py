@@ -99,7 +99,12 @@ class Saver:
     """
 
     def __init__(
-        self, workdir: Path, settings: ConfigDict, stop: Callable[[], bool], manager: "ocp.CheckpointManager"
+        self,
+        workdir: Path,
+        settings: ConfigDict,
+        stop: Callable[[], bool],
+        manager: "ocp.CheckpointManager",
+        may_write: Callable[..., None] = lambda stop: None,
     ) -> None:
         """See `save` and `wait`.
 
@@ -108,9 +113,10 @@ class Saver:
           settings: config.storage.
           stop: asked while it waits; True: it waits no longer unless the bucket answers.
           manager: of the folder.
+          may_write: called with the method `stop` before each checkpoint; see `lease.Lease.check`.
         """
         self.workdir, self.settings, self.manager = workdir, settings, manager
-        self.mirror, self.overdue = mirror.of(workdir), stop
+        self.mirror, self.overdue, self.may_write = mirror.of(workdir), stop, may_write
         self.waited = 0.0  # seconds that training waited for storage
 
     def save(self, step: int, item: Any) -> None:
@@ -121,11 +127,14 @@ class Saver:
         Raises:
           storage.Unreachable: the bucket does not answer.
           storage.Interrupted: `stop` has returned True.
+          lease.Taken: another process has taken the run over.
         """
         if self.mirror is None:
+            self.may_write(self.stop)
             save_item(self.manager, step, item)
             return
         with self._timed():
+            self.may_write(self.stop)
             before = self._is_written()
             self._start(step, item)
             if not before:

@@ -272,7 +272,7 @@ def fit(
     images: Splits,
     snapshot: Snapshot,
     speed: Figures,
-    may_write: Callable[[], None] = lambda: None,
+    may_write: Callable[..., None] = lambda stop=None: None,
 ) -> TrainState:
     """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
@@ -284,12 +284,13 @@ def fit(
       snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
         when it is done, so that an interrupted one is called again.
       speed: what else the log says of it.
-      may_write: called before each line of the log and each checkpoint; it raises where another process has the run.
+      may_write: called before each line of the log, and with the saver's `stop` before each checkpoint; it raises
+        where another process has taken the run over.
     """
     # state, data, log
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
-    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
+    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue, may_write=may_write)
     checkpoint = saver(checkpoints.manager(workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
@@ -324,8 +325,6 @@ def fit(
         preempted = preemption.reached(wait=at_snapshot)
         if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
             check_finite(step, metrics["loss"], checkpoint.settle)
-        if saves or step in store.steps:
-            may_write()
         keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
         if preempted:
             stop_preempted(f"step {step}/{stop}", preemption)
