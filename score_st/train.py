@@ -130,7 +130,7 @@ def _train(
     keep_programs(workdir, jax.default_backend())
     at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
     used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)
-    return loop.fit(config, workdir, step_config, images, at_snapshot, used, held.check)
+    return loop.fit(config, workdir, step_config, images, loop.Beside(at_snapshot, used, held.check))
 
 
 def parser() -> cli.Parser:

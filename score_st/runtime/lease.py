@@ -89,7 +89,7 @@ class LocalFile:
         """Returns the content; None if there is none."""
         try:
             return self.path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _temporary(self, content: bytes) -> Path:
@@ -192,8 +192,11 @@ class Lease:
         self.place: LocalFile | StoredObject = place
         self.me = identity() | {"token": uuid.uuid4().hex, "seconds": seconds, "counter": 0}
         self.content, self.renewed, self.lost = b"", 0.0, ""
+        self.seen: bytes | None
         self._lock, self._ended = threading.RLock(), threading.Event()
-        self.seen, self.since = self._ask(self.place.read), time.monotonic()
+        self.seen, self.since = None, time.monotonic()
+        with contextlib.suppress(OSError):  # which `acquire` says
+            self.seen = self._ask(self.place.read)
 
     def acquire(self) -> None:
         """Takes the lease, once that of another process is known to be over or has not moved for long enough.

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import clu.metrics
 import flax.struct
@@ -265,15 +265,23 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
     return figures
 
 
-def fit(
-    config: ConfigDict,
-    workdir: Path,
-    step_config: TrainStepConfig,
-    images: Splits,
-    snapshot: Snapshot,
-    speed: Figures,
-    may_write: Callable[..., None] = lambda stop=None: None,
-) -> TrainState:
+class Beside(NamedTuple):
+    """What a run does beside training.
+
+    Attributes:
+      snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
+        when it is done, so that an interrupted one is called again.
+      speed: what else the log says of it.
+      may_write: called before each line of the log, and with the saver's `stop` before each checkpoint; it raises
+        where another process has taken the run over.
+    """
+
+    snapshot: Snapshot
+    speed: Figures
+    may_write: Callable[..., None] = lambda stop=None: None
+
+
+def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, beside: Beside) -> TrainState:
     """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
 
     Args:
@@ -281,12 +289,9 @@ def fit(
       workdir: for checkpoints and logs.
       step_config: the train step and its mesh.
       images: those of "train" and of "test", uint8 [N, H, W, C].
-      snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
-        when it is done, so that an interrupted one is called again.
-      speed: what else the log says of it.
-      may_write: called before each line of the log, and with the saver's `stop` before each checkpoint; it raises
-        where another process has taken the run over.
+      beside: what else there is to do.
     """
+    snapshot, speed, may_write = beside
     # state, data, log
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
