@@ -39,7 +39,8 @@ def same(workdir, expected):
     """The same bits, and each step once and in order in the log."""
     assert jax.tree.all(jax.tree.map(np.array_equal, final_state(workdir), final_state(expected)))
     assert [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()] == list(range(1, 61))
-    assert curve(workdir) == curve(expected) and not list(workdir.glob(".lease*"))
+    losses = lambda run: {step: values[:2] for step, values in curve(run).items()}
+    assert losses(workdir) == losses(expected) and not list(workdir.glob(".lease*"))
 
 
 def lease_of(workdir):
