@@ -280,8 +280,7 @@ def from_workdir(workdir: str | Path, settings: Mapping[str, Any] | None = None)
       settings: other values for some keys, by dotted key.
 
     Raises:
-      ConfigError: no such file, a damaged one, an unknown key, a value of the wrong type, or an entry of a table that
-        neither the package nor the workdir's own configuration file has.
+      ConfigError: no such file, a damaged one, an unknown key or entry of a table, or a value of the wrong type.
     """
     path = Path(workdir) / "config.json"
     try:

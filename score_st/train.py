@@ -18,7 +18,7 @@ from score_st.evaluation import bits_per_dim, generation, image_terms, tables
 from score_st.model import DiffusionModel
 from score_st.planning import utilization
 from score_st.reporting import page
-from score_st.runtime import cli, endings, memory, mirror, places, sharding, storage
+from score_st.runtime import cli, endings, lease, memory, mirror, places, sharding, storage
 from score_st.runtime.workdir import CONVERTED, check_same, claim_workdir, write_text
 from score_st.training import checkpoints, loop, optimizer, saved_steps
 from score_st.training import step as stepping
@@ -127,20 +127,23 @@ def train(
     if config.eval.enable_bpd:
         image_terms.check_batch_size(config, model, eval_mesh)
         image_terms.from_config(config, model)
-    images = {split: pipeline.load(config, split) for split in ("train", "test")}
-    check_length(config, workdir)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
     must_agree = lambda key: key in fixed or not key.startswith(FREE)
-    check_same(Path(workdir), config, must_agree)
-    identity.check(Path(workdir), images)
-    saved_steps.keep_snapshots(Path(workdir), config.training.snapshot_freq)
-    workdir = claim_workdir(workdir, config, must_agree, base)
-    if jax.process_index() == 0:
-        identity.record(workdir, images)
-    keep_programs(workdir, jax.default_backend())
-    at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
-    used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)
-    return loop.fit(config, workdir, step_config, images, at_snapshot, used)
+    with lease.watching(Path(workdir), config.storage.lease, config.storage.patience) as held:
+        images = {split: pipeline.load(config, split) for split in ("train", "test")}
+        check_length(config, workdir)
+        check_same(Path(workdir), config, must_agree)
+        identity.check(Path(workdir), images)
+        held.acquire()
+        saved_steps.keep_snapshots(Path(workdir), config.training.snapshot_freq)
+        workdir = claim_workdir(workdir, config, must_agree, base)
+        if jax.process_index() == 0:
+            checkpoints.remove_unfinished(workdir)
+            identity.record(workdir, images)
+        keep_programs(workdir, jax.default_backend())
+        at_snapshot = functools.partial(snapshot, config, workdir, model, images["test"], eval_mesh)
+        used = utilization.of_training(step_config.model, config.training.batch_size, step_config.mesh, chips)
+        return loop.fit(config, workdir, step_config, images, loop.Beside(at_snapshot, used, held.check))
 
 
 def parser() -> cli.Parser:

@@ -205,9 +205,11 @@ def run(main: Callable[[], object]) -> None:
 
 def _end(error: BaseException) -> None:
     """Ends the program with the exit code and the line that belong to an error; returns for one of the program."""
-    from score_st.runtime import distributed, storage
+    from score_st.runtime import distributed, lease, storage
 
-    if isinstance(error, ConfigError):
+    if isinstance(error, lease.Taken):  # a checkpoint that is being written is not waited for
+        distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}", at_once=True)
+    elif isinstance(error, ConfigError):
         distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
     elif isinstance(error, storage.Unreachable):
         distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)

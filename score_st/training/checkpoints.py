@@ -4,6 +4,7 @@ On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes t
 """
 
 import contextlib
+import gc
 import logging
 import shutil
 import sys
@@ -109,6 +110,7 @@ class Saver:
         settings: ConfigDict,
         stop: Callable[[], bool],
         open: Callable[[], "ocp.CheckpointManager"],
+        may_write: Callable[..., None] = lambda stop: None,
     ) -> None:
         """See `save` and `wait`.
 
@@ -117,9 +119,10 @@ class Saver:
           settings: config.storage.
           stop: asked while it waits; True: it waits no longer unless the bucket answers.
           open: returns a new manager of the folder.
+          may_write: called with the method `stop` before each checkpoint; see `lease.Lease.check`.
         """
         self.workdir, self.settings, self.open, self.manager = workdir, settings, open, open()
-        self.mirror, self.overdue = mirror.of(workdir), stop
+        self.mirror, self.overdue, self.may_write = mirror.of(workdir), stop, may_write
         self.failed = False  # whether the last save did
         self.waited = 0.0  # seconds that training waited for storage
 
@@ -131,11 +134,14 @@ class Saver:
         Raises:
           storage.Unreachable: the bucket does not answer.
           storage.Interrupted: `stop` has returned True.
+          lease.Taken: another process has taken the run over.
         """
         if self.mirror is None:
+            self.may_write(self.stop)
             save_item(self.manager, step, item)
             return
         with self._timed():
+            self.may_write(self.stop)
             before = self._is_written()
             self._start(step, item)
             if not before:
@@ -329,20 +335,21 @@ def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
     wanted = {**parts, hashes.KEY: placed(hashes.abstract(parts), mesh)}
     how = ocp.checkpoint_utils.construct_restore_args(wanted)
     arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
-    loop_log = logging.getLogger("asyncio")  # which has a traceback for each read that fails
-    level = loop_log.level
-    try:
-        loop_log.setLevel(logging.CRITICAL + 1)
-        read = manager.restore(step, args=arguments)
-    except (MemoryError, ConfigError):
-        raise
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    problem = ""
+    with _quiet():
+        try:
+            read = manager.restore(step, args=arguments)
+        except (MemoryError, ConfigError):
             raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            problem = storage.reason(error).partition(" See full")[0]
+        if problem:
+            gc.collect()  # tracebacks are printed as what failed is deleted
+    if problem:
         _check_answers(manager)
-        raise Damaged(f"{where} is damaged ({storage.reason(error).partition(' See full')[0]})") from None
-    finally:
-        loop_log.setLevel(level)
+        raise Damaged(f"{where} is damaged ({problem})")
     stored, is_missing = read.pop(hashes.KEY), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     if any(map(is_missing, jax.tree.leaves(read))):
         raise Damaged(f"{where} is damaged (arrays are missing)")
@@ -354,6 +361,20 @@ def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise Damaged(f"{where} is damaged (the checksum of {changed[0]}{more} differs)")
     return type(target)(**read)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Python from printing a traceback for each of the hundreds of reads that fail with a damaged file."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _check_answers(manager: "ocp.CheckpointManager") -> None:

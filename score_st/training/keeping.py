@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Shaped
-from score_st.runtime import distributed, endings, storage
+from score_st.runtime import distributed, endings, lease, storage
 from score_st.runtime.goodput import Goodput
 from score_st.training import checkpoints, stored_weights
 from score_st.training.state import TrainState
@@ -141,6 +141,8 @@ class Keeper(contextlib.AbstractContextManager):
         self.preemption.listen(False)
         if error is None:
             return self.goodput.end()
+        if isinstance(error, lease.Taken):  # what is here belongs to another process
+            return None
         failure = endings.storage_failure(error)
         if isinstance(error, OSError) and not failure and self.is_gone():
             failure = OSError(errno.ESTALE, "is gone", str(self.workdir))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import clu.metrics
 import flax.struct
@@ -277,9 +277,23 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
     return figures
 
 
-def fit(
-    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
-) -> TrainState:
+class Beside(NamedTuple):
+    """What a run does beside training.
+
+    Attributes:
+      snapshot: called every training.snapshot_freq steps and at the end, until it has written the step to
+        `<workdir>/snapshot`.
+      speed: what else the log says of it.
+      may_write: called before each line of the log, and with the saver's `stop` before each checkpoint; it raises
+        where another process has taken the run over.
+    """
+
+    snapshot: Snapshot
+    speed: Figures
+    may_write: Callable[..., None] = lambda stop=None: None
+
+
+def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, beside: Beside) -> TrainState:
     """Trains from the newest checkpoint, or from the start, and saves however it ends, see `keeping.Keeper`.
 
     After SIGTERM and SIGHUP the program ends, and Ctrl-C raises KeyboardInterrupt.
@@ -289,14 +303,13 @@ def fit(
       workdir: for checkpoints and logs.
       step_config: the train step and its mesh.
       images: those of "train" and of "test", uint8 [N, H, W, C].
-      snapshot: called every training.snapshot_freq steps and at the end, until it has written the step to
-        `<workdir>/snapshot`.
-      speed: what else the log says of it.
+      beside: what else there is to do.
     """
+    snapshot, speed, may_write = beside
     # state, data, log
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh, training.grace)
-    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
+    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue, may_write=may_write)
     checkpoint = saver(functools.partial(checkpoints.manager, workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
@@ -321,6 +334,7 @@ def fit(
             # a line of the log
             if first or due(training.log_freq):
                 logged = means.compute()  # waits for the steps
+                may_write()
                 extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
                 log.train(step, logged, batches.waited(), **extra)
                 keeping.check_finite(step, metrics["loss"], keeper.settle)
