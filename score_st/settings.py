@@ -206,7 +206,7 @@ OPTIM: Section = dict(
 )
 STORAGE: Section = dict(
     patience=(900.0, NOT_NEGATIVE, "ours: seconds to wait for a bucket that does not answer, before exit code 75"),
-    lease=(30.0, real(0.1), "ours: seconds without a sign of life after which another trainer's workdir is taken over"),
+    lease=(30.0, real(0.1), "ours: seconds without renewal before the workdir of another trainer is taken over"),
     rescue=("", PLACE, "ours: folder for a checkpoint that can't reach its bucket; empty: a new temporary one"),
 )
 
