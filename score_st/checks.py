@@ -4,48 +4,24 @@ Shapes and types are checked everywhere, values only outside jit: a traced array
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_st.config import ConfigError
+from score_st.ranges import Number
 
 ROUNDING = 1e-6  # of times in float32, relative
 FAR = 8.0  # half widths of its range from the middle, where x is no scaled image
 
 
-class Interval(NamedTuple):
-    """The numbers between two; "[" or "]" in `ends` includes an end."""
-
-    low: Any
-    high: Any
-    ends: str = "()"
-
-    def __contains__(self, value: object) -> bool:
-        """Whether a number is inside; NaN and what is no number are not."""
-        try:
-            x = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return False
-        above = x >= self.low if self.ends[0] == "[" else x > self.low
-        return above and (x <= self.high if self.ends[1] == "]" else x < self.high)
-
-    def __str__(self) -> str:
-        """Returns the interval in words."""
-        low = f"{self.low:g} or more" if self.ends[0] == "[" else f"above {self.low:g}"
-        high = f"at most {self.high:g}" if self.ends[1] == "]" else f"below {self.high:g}"
-        high = "finite" if self.high == math.inf and self.ends[1] == ")" else high
-        parts = [low] if self.low > -math.inf else []
-        return " and ".join(parts + ([high] if (self.high, self.ends[1]) != (math.inf, "]") else []))
-
-
-POSITIVE = Interval(0, math.inf)
-NOT_NEGATIVE = Interval(0, math.inf, "[)")
-FINITE = Interval(-math.inf, math.inf)
-FRACTION = Interval(0, 1)
-ONE_OR_MORE = Interval(1, math.inf, "[)")
+POSITIVE = Number(float, 0, open="(")
+NOT_NEGATIVE = Number(float, 0)
+FINITE = Number(float)
+FRACTION = Number(float, 0, 1, "()")
+ONE_OR_MORE = Number(float, 1)
 
 
 def is_traced(*values: Any) -> bool:
@@ -53,12 +29,18 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
-def check_fields(instance: Any, **intervals: Interval) -> None:
-    """Raises ConfigError where a field of a dataclass is outside its interval, unless one of them is traced."""
-    for name, interval in intervals.items():
+def check_fields(instance: Any, **allowed: Number) -> None:
+    """Raises ConfigError where a field of a dataclass is not allowed, unless it or a bound is traced."""
+    for name, numbers in allowed.items():
         value = getattr(instance, name)
-        if not is_traced(value, *interval) and value not in interval:
-            raise ConfigError(f"{type(instance).__name__}({name}={value!r}): should be {interval}")
+        if is_traced(value, numbers.low, numbers.high):
+            continue
+        try:
+            problem = numbers.problem(float(value))
+        except (TypeError, ValueError):
+            problem = f"should be {numbers.text}"
+        if problem:
+            raise ConfigError(f"{type(instance).__name__}({name}={value!r}): {problem}")
 
 
 def _range(array: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""One run through kills, signals, full disks, damaged files and changed settings, in random order.
+"""One run through kills, signals, full disks, damaged files, second trainers and changed settings, in random order.
 
   python tests/soak.py --minutes 30 --seed 0
 
@@ -26,11 +26,18 @@ from pathlib import Path
 from support.commands import SMALL, overrides
 from support.environment import QUICK
 
-COUNTS = dict(kill=40, signal=20, full=5, damage=10, setting=10)  # at 30 minutes; a second trainer is to come
+COUNTS = dict(kill=40, signal=20, full=5, damage=10, second=5, setting=10)  # at 30 minutes
+LEASE = 3.0  # seconds
 STEPS = 20_000  # at 30 minutes
 SETTINGS = dict(training__log_freq=20, training__eval_freq=500, training__averages=10)
 SETTINGS |= dict(training__snapshot_freq=2000, training__snapshot_freq_for_preemption=20, data__num_threads=1)
-SETTINGS |= dict(training__snapshot_sampling=True, sampling__method="pc", sampling__steps=3, sampling__group=64)
+SETTINGS |= dict(
+    storage__lease=LEASE,
+    training__snapshot_sampling=True,
+    sampling__method="pc",
+    sampling__steps=3,
+    sampling__group=64,
+)
 CHANGES = dict(training__log_freq=(10, 40), training__eval_freq=(100, 1000), training__n_jitted_steps=(2, 5))
 CHANGES |= dict(training__snapshot_freq_for_preemption=(10, 50), data__num_threads=(2, 3), data__memory_gb=(0.0, 1.0))
 CHANGES |= dict(training__grace=(10.0, 20.0), training__snapshot_sampling=(False,))
@@ -130,12 +137,26 @@ class Soak:
         filler.unlink()
         return f"{left} bytes left", code, {0, 2, 74}
 
-    def damage(self, checkpoints: bool = False) -> tuple[str, int | None, set]:
+    def second(self) -> tuple[str, int | None, set[int]]:
+        """Starts another trainer, at once or later: one of the two is refused; the other is killed."""
+        together, pids = self.draw.random() < 0.4, [self.start()]
+        if not together and (code := self.delayed(pids[0])) is not None:
+            return "complete before", code, {0}
+        pids.append(self.start())
+        codes, end = dict[int, int](), time.monotonic() + 3 * self.startup + 4 * LEASE + 20
+        while not codes and time.monotonic() < end:
+            codes = {pid: code for pid in pids if (code := wait(pid, 0.1)) is not None}
+        for pid in set(pids) - set(codes):
+            os.kill(pid, signal.SIGKILL)
+            wait(pid, 30)
+        return "together" if together else "later", next(iter(codes.values()), None), {0, 2}
+
+    def damage(self) -> tuple[str, int | None, set]:
         """Cuts, fills or tears a file while nothing runs."""
         names = ["metrics.jsonl", "goodput.json", "report.html", "parameters.json", "snapshot", "samples.png"]
         found = [self.workdir / name for name in names if (self.workdir / name).exists()]
         found += list((self.workdir / "tensorboard").glob("*"))[-1:]
-        if checkpoints and len(steps(self.workdir)) > 1:
+        if len(steps(self.workdir)) > 1:  # the newest is set aside, and the one before taken
             newest = self.workdir / "checkpoints" / str(steps(self.workdir)[-1])
             found += [max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)] * 3
         if not found:
@@ -204,7 +225,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", action="store_true", help="also damage the newest of several checkpoints")
     arguments = parser.parse_args()
     folder, draw = Path(tempfile.mkdtemp(prefix="soak_")), random.Random(arguments.seed)
     os.environ |= dict(XLA_FLAGS=QUICK, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
@@ -261,7 +281,7 @@ def soak(run: Soak, faults: list[str], arguments: argparse.Namespace) -> int:
     for number, name in enumerate(faults):
         act: Callable = getattr(run, name)
         before = steps(run.workdir)
-        what, code, right = act(arguments.checkpoints) if name == "damage" else act()
+        what, code, right = act()
         done[name] += 1
         bad = code not in right or "Traceback" in (run.log.read_text() if run.log.exists() else "")
         about = dict(fault=name, what=what, code=code, before=before[-1:], after=steps(run.workdir)[-1:])

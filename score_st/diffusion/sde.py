@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array
-from score_st.checks import NOT_NEGATIVE, POSITIVE, Interval, check_fields, is_traced
+from score_st.checks import NOT_NEGATIVE, POSITIVE, check_fields, is_traced
 from score_st.config import ConfigError, Table
 from score_st.diffusion import parametrization
 from score_st.diffusion.linear_sde import SDE, NoiseLevels, Prior, Times
 from score_st.diffusion.parametrization import OfTime, Parametrization
+from score_st.ranges import Number
 
 __all__ = ["RVE", "SDE", "SDES", "VE", "VP", "NoiseLevels", "Prior", "SubVP", "from_config"]
 
@@ -30,7 +31,7 @@ class VP(SDE):
         super().__post_init__()
         check_fields(self, beta_min=NOT_NEGATIVE)
         check_fields(self, beta_max=POSITIVE)
-        check_fields(self, beta_max=Interval(self.beta_min, math.inf, "[)"))
+        check_fields(self, beta_max=Number(float, self.beta_min))
 
     @classmethod
     def from_config(cls, config) -> "VP":
@@ -150,7 +151,7 @@ class VE(SDE):
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is out of its range."""
         super().__post_init__()
-        check_fields(self, sigma_min=POSITIVE, sigma_max=Interval(self.sigma_min, math.inf))
+        check_fields(self, sigma_min=POSITIVE, sigma_max=Number(float, self.sigma_min, open="("))
 
     @classmethod
     def from_config(cls, config) -> "VE":
@@ -216,7 +217,7 @@ class RVE(VE):
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is out of its range."""
         super().__post_init__()
-        check_fields(self, eta=Interval(0, self.sigma_max))
+        check_fields(self, eta=Number(float, 0, self.sigma_max, "()"))
 
     @classmethod
     def from_config(cls, config) -> "RVE":

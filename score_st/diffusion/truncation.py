@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_st.array_types import Array, Float, Key
-from score_st.checks import FRACTION, Interval, check_fields
+from score_st.checks import FRACTION, check_fields
 from score_st.config import ConfigError, Table
 from score_st.diffusion import sde as sdes
 from score_st.diffusion.sde import SDE
+from score_st.ranges import Number
 
 Values = Float[Array, "*values"]
 Weighting = Callable[[SDE, Array], Array]  # see `weighting.Weighting`
@@ -50,7 +51,7 @@ class Truncation:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is out of its range."""
-        check_fields(self, k=Interval(0, math.inf, "[]"), eps=FRACTION)
+        check_fields(self, k=Number(float, 0, also=(math.inf,), words="0 or more, or inf"), eps=FRACTION)
 
     def quantile(self, u: Values) -> Values:
         """The τ with P_k(τ' <= τ) = u, for u in [0, 1): τ = ε (1 − u (1 − ε^(k−1)))^(−1/(k−1))."""
