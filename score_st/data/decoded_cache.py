@@ -16,7 +16,7 @@ from score_st.config import ConfigError
 from score_st.data import identity
 from score_st.data.files import note
 from score_st.data.images import CheckedImages, Images, LazyImages
-from score_st.runtime import endings, local_cache, progress, storage
+from score_st.runtime import endings, local_cache, numpy_files, progress, storage
 from score_st.runtime.resumable import Chunks
 
 CHUNK = 256  # images that have a checksum together, and are written between two entries of the progress file
@@ -51,7 +51,7 @@ def open_copy(config: ConfigDict, split: str, original: Callable[[], Images]) ->
         path = copies[0].with_suffix("")
     try:
         about = json.loads(path.with_suffix(".json").read_text())
-        images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        images = numpy_files.map_npy(path.with_suffix(".npy"))
         settings, shape, done = about["settings"], about["shape"], about["done"]
         if list(images.shape) != shape or images.dtype != np.uint8 or done != shape[0]:
             raise ValueError(f"it has {images.dtype}{list(images.shape)}, and should have uint8{shape}")
@@ -148,7 +148,7 @@ def _is_intact(part: Path, shape: tuple[int, ...], state: dict[str, Any]) -> boo
     if not done:
         return True
     try:
-        images = np.load(part, mmap_mode="r", allow_pickle=False)
+        images = numpy_files.map_npy(part)
     except (OSError, ValueError):
         return False
     firsts = range(0, done, chunk)

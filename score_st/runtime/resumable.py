@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from score_st import strict_json
+from score_st.runtime import numpy_files
 from score_st.runtime.workdir import write_text
 
-# what reading damaged files raises: JSON, zip, zlib, NumPy
-DAMAGED: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-DAMAGED += (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# what reading damaged files raises, and asking for what should be in them
+DAMAGED: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 Job = tuple[str | int | float, ...]
 Result = Mapping[str, Any]
@@ -122,8 +121,7 @@ class Format(NamedTuple):
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
+    return numpy_files.read_npz(path)
 
 
 def _write_npz(path: Path, result: Result) -> None:
