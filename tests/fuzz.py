@@ -212,7 +212,12 @@ def pickle_targets(canary: str) -> list[Target]:
     from score_st.pytorch import file as torch_file
 
     rows = image_files.noise(3, 3072)
-    batch = {b"batch_label": b"x", b"labels": list(range(300)), b"data": rows, b"filenames": [b"%d" % i for i in range(300)]}
+    batch = {
+        b"batch_label": b"x",
+        b"labels": list(range(300)),
+        b"data": rows,
+        b"filenames": [b"%d" % i for i in range(300)],
+    }
     python2 = pickle.dumps(batch, 2).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
     small = {"model": {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3)}, "step": 3}
     folder = Path(tempfile.mkdtemp())
@@ -249,7 +254,9 @@ def pickle_targets(canary: str) -> list[Target]:
     legacy = (FIXTURES / "official_legacy.pth").read_bytes()
     pickles = hostile.pickles(canary)
     data = {f"data/{i}": array.tobytes() for i, array in enumerate(small["model"].values())}
-    in_zip = st.one_of(pickles, hostile.mutated([zip_entry(made, "data.pkl")])).map(lambda p: hostile.torch_zip(p, data))
+    in_zip = st.one_of(pickles, hostile.mutated([zip_entry(made, "data.pkl")])).map(
+        lambda p: hostile.torch_zip(p, data)
+    )
     trees = hostile.changed(content, st.one_of(hostile.trees, st.just(np.ones(3)), st.just(np.full((2, 2), np.nan))))
 
     def packed(tree: Any) -> bytes:
@@ -334,7 +341,9 @@ def json_targets() -> list[Target]:
                 sound({key: value.tolist() for key, value in result.items()} == intact.get(job), f"another {job}")
         result = found((2,), lambda: {"nll": np.arange(3.0) + 2, "ok": np.ones(2, bool)})
         again = resumable.JsonLines(path, {"seed": 0})
-        sound((2,) in again and all(np.array_equal(again._results[2,][key], result[key], True) for key in result), "lost")
+        sound(
+            (2,) in again and all(np.array_equal(again._results[2,][key], result[key], True) for key in result), "lost"
+        )
 
     def chunks(path: Path) -> Any:
         found = resumable.Chunks(path, {"seed": 0}, {"done": 0, "crc32": 0, "checksums": []})
@@ -509,7 +518,7 @@ class Child:
                 raise Silent("reads other values from a damaged copy than from the valid file")
             self.counts[ACCEPTED] += 1
         except target.refusals as error:
-            if "\n" in str(error) or len(str(error)) > 2000:
+            if "\n" in str(error) or len(str(error)) > 5000:
                 self.note(target.name, f"a message of {len(str(error))} characters, not one line {fault(error)}", kept)
             self.counts[REFUSED] += 1
         except (Exception, Hang) as error:
@@ -588,13 +597,19 @@ def meetings(draw) -> tuple[list[tuple[bytes, str]], list[bytes]]:
     def lines(message: dict) -> st.SearchStrategy[bytes]:
         text = rendezvous.line(message)
         damaged = hostile.changed({key: message[key] for key in message if key != "token"}).map(
-            lambda tree: json.dumps({"token": message["token"], **tree} if isinstance(tree, dict) else tree).encode() + b"\n"
+            lambda tree: (
+                json.dumps({"token": message["token"], **tree} if isinstance(tree, dict) else tree).encode() + b"\n"
+            )
         )
         return st.one_of(hostile.mutated([text]), damaged, st.sampled_from([text, text[:-1], text * 2, b"\n" + text]))
 
-    http = st.sampled_from([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-x\r\n", b"\0" * 2**20])
+    http = st.sampled_from(
+        [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-x\r\n", b"\0" * 2**20]
+    )
     odd = st.sampled_from(hostile.ODD).map(lambda text: text + b"\n")
-    sent = st.one_of(lines(wrong), st.binary(max_size=60), odd, http, hostile.trees.map(lambda t: json.dumps(t).encode() + b"\n"))
+    sent = st.one_of(
+        lines(wrong), st.binary(max_size=60), odd, http, hostile.trees.map(lambda t: json.dumps(t).encode() + b"\n")
+    )
     strangers = st.lists(st.tuples(sent, st.sampled_from(("close", "reset", "hold", "half"))), min_size=1, max_size=4)
     answers = st.one_of(st.just([]), st.just([]), st.lists(st.one_of(sent, lines(answer)), min_size=1, max_size=1))
     return draw(strangers), draw(answers)
@@ -687,7 +702,10 @@ def tried(kind: str, folder: Path, inputs: int, seed: int) -> Counts:
                 os.kill(pid, signal.SIGKILL)
             if time.monotonic() > shown + 30:
                 shown = time.monotonic()
-                print(f"{kind}: {counts[TRIED]:,} of {inputs:,} in {shown - began:.0f} s, {counts[WRONG]} wrong", flush=True)
+                print(
+                    f"{kind}: {counts[TRIED]:,} of {inputs:,} in {shown - began:.0f} s, {counts[WRONG]} wrong",
+                    flush=True,
+                )
             time.sleep(0.05)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:

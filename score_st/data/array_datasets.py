@@ -1,12 +1,9 @@
 """Readers of data sets that fit in memory: `(config, split) -> uint8 [N, H, W, C]`, see `datasets.Dataset`."""
 
 import gzip
-import io
 import math
 import os
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,6 +12,7 @@ from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
 from score_st.data.images import decode_image
+from score_st.pytorch import unpickler
 from score_st.runtime import numpy_files
 
 
@@ -79,25 +77,16 @@ def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 3
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and arrays; refuses everything else that a pickle may call."""
-
-    allowed = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-    allowed |= {"numpy ndarray", "numpy dtype", "_codecs encode"}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module} {name}" not in self.allowed:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no batch of CIFAR-10 needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def _cifar_batch(path: Path) -> UInt8[np.ndarray, "N 3072"]:
     """Reads one of CIFAR-10's files, of the Python or the binary version."""
     with reading(path):
         if path.suffix == ".bin":
             return np.fromfile(path, np.uint8).reshape(-1, 3073)[:, 1:]
-        rows = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
-        return rows.reshape(-1, 3072).astype(np.uint8, casting="no")
+        content = unpickler.Machine({}, unpickler.REBUILD_ARRAYS).run(path.read_bytes())
+        rows = content.get(b"data", content.get("data"))  # Python 2 had no other text
+        if not isinstance(rows, unpickler.Array) or rows.value is None:
+            raise ValueError("has no array data")
+        return rows.value.reshape(-1, 3072).astype(np.uint8, casting="no")
 
 
 def read_cifar10(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
     about = folder / "samples.json"
     try:
         if about.exists():
-            old = json.loads(about.read_text())["settings"]
+            old = dict(strict_json.loads(about.read_bytes())["settings"])
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
         elif list(folder.glob("[!.]*.npz")):
@@ -174,7 +173,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
             write_text(about, strict_json.dumps({"settings": settings}, indent=1))
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--out {folder}: can't be used ({error}); name another folder") from error
 
 

@@ -25,7 +25,13 @@ Bytes = st.SearchStrategy[bytes]
 def places(draw, content: bytes) -> int:
     """A place in a file: anywhere, near its ends, or near a part of a zip file."""
     kind = draw(st.integers(0, 5))
-    starts = [0, max(len(content) - 400, 0), content.rfind(b"PK\x01\x02"), content.rfind(b"\x93NUMPY"), content.find(b"PK\x05")]
+    starts = [
+        0,
+        max(len(content) - 400, 0),
+        content.rfind(b"PK\x01\x02"),
+        content.rfind(b"\x93NUMPY"),
+        content.find(b"PK\x05"),
+    ]
     first = max(starts[kind], 0) if kind < len(starts) and kind else 0
     last = len(content) if kind in (0, 5) else min(first + 400, len(content))
     return draw(st.integers(first, max(last, first)))
@@ -64,7 +70,18 @@ def mutated(draw, originals: list[bytes]) -> bytes:
 
 
 DESCRIPTIONS = ["|u1", "<f4", "<f8", ">f8", "<f2", "|O", "<U4", "|S0", "|V0", "|V16", "<M8[ns]", "<M8", "<c16", "|b1"]
-DESCRIPTIONS += ["<i8", "|S99999999999", "<f16", "x", "", "<U1073741823", [("a", "<f8")], [("a", "|O", (9, 9))], None, 3]
+DESCRIPTIONS += [
+    "<i8",
+    "|S99999999999",
+    "<f16",
+    "x",
+    "",
+    "<U1073741823",
+    [("a", "<f8")],
+    [("a", "|O", (9, 9))],
+    None,
+    3,
+]
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from(EXTREME), st.integers(-3, -1))
 shapes = st.one_of(
     st.lists(SIZES, max_size=5).map(tuple),
@@ -78,7 +95,9 @@ def npy(draw) -> bytes:
     descr, order = draw(st.sampled_from(DESCRIPTIONS)), draw(st.sampled_from((False, False, True, 3)))
     header = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {draw(shapes)}, }}"
     if draw(st.integers(0, 9)) == 0:
-        header = draw(st.sampled_from(["", "{", "{}", "0", "'", "[" * 3000, "__import__('os').abort()", header * 2, "é"]))
+        header = draw(
+            st.sampled_from(["", "{", "{}", "0", "'", "[" * 3000, "__import__('os').abort()", header * 2, "é"])
+        )
     version, encoded = draw(st.sampled_from((1, 1, 1, 2, 3, 0, 9, 255))), header.encode()
     length = draw(st.sampled_from((len(encoded), len(encoded), len(encoded), 0, 9, 2**16 - 1)))
     data = draw(st.one_of(st.binary(max_size=64), st.sampled_from((0, 64, 768, 10**5)).map(bytes)))
@@ -92,6 +111,16 @@ def npy_of(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+# signature, and the places of numbers of two and of four bytes: directory, header of an entry, end
+ZIP_FIELDS = [(b"PK\1\2", (6, 8, 10, 28, 30, 32), (16, 20, 24, 42)), (b"PK\3\4", (4, 6, 8, 26, 28), (14, 18, 22))]
+ZIP_FIELDS += [(b"PK\5\6", (8, 10, 20), (12, 16))]
+
+
+# signature, and the places of numbers of two and of four bytes: directory, header of an entry, end
+ZIP_FIELDS = [(b"PK\1\2", (6, 8, 10, 28, 30, 32), (16, 20, 24, 42)), (b"PK\3\4", (4, 6, 8, 26, 28), (14, 18, 22))]
+ZIP_FIELDS += [(b"PK\5\6", (8, 10, 20), (12, 16))]
+
+
 @st.composite
 def npz(draw, arrays: dict[str, np.ndarray]) -> bytes:
     """A zip file with right checksums whose entries are not those of the arrays, or with fields that lie."""
@@ -101,21 +130,16 @@ def npz(draw, arrays: dict[str, np.ndarray]) -> bytes:
             original = npy_of(arrays.get(name, np.zeros(3)))
             content = draw(st.one_of(st.just(original), npy(), mutated([original])))
             suffix = draw(st.sampled_from((".npy", ".npy", ".npy", "", ".npy.npy")))
-            kind = draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
+            kind = draw(
+                st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+            )
             with contextlib.suppress(UserWarning):
                 archive.writestr(zipfile.ZipInfo(name + suffix), content, kind)
     content = bytearray(stream.getvalue())
     for _ in range(draw(st.integers(0, 2))):  # offsets of fields in the directory, an entry's header and the end
-        mark, fields = draw(
-            st.sampled_from(
-                [
-                    (b"PK\1\2", ((6, "<H"), (8, "<H"), (10, "<H"), (16, "<I"), (20, "<I"), (24, "<I"), (28, "<H"), (42, "<I"))),
-                    (b"PK\3\4", ((4, "<H"), (6, "<H"), (8, "<H"), (14, "<I"), (18, "<I"), (22, "<I"), (26, "<H"), (28, "<H"))),
-                    (b"PK\5\6", ((8, "<H"), (10, "<H"), (12, "<I"), (16, "<I"), (20, "<H"))),
-                ]
-            )
-        )
-        (offset, form), at = draw(st.sampled_from(fields)), content.find(mark)
+        mark, shorts, longs = draw(st.sampled_from(ZIP_FIELDS))
+        offset, at = draw(st.sampled_from(shorts + longs)), content.find(mark)
+        form = "<H" if offset in shorts else "<I"
         if at >= 0:
             number = draw(st.sampled_from((*EXTREME, 8, 9, 12, 14, 99))) % 2 ** (8 * struct.calcsize(form))
             content[at + offset : at + offset + struct.calcsize(form)] = struct.pack(form, number)
@@ -139,7 +163,13 @@ def idx(draw) -> bytes:
     packing = draw(st.integers(0, 199))
     if packing == 199 and draw(st.integers(0, 9)) == 9:
         return gzip.compress(content) + bomb()
-    return content if packing < 100 else draw(mutated([gzip.compress(content)])) if packing < 120 else gzip.compress(content)
+    return (
+        content
+        if packing < 100
+        else draw(mutated([gzip.compress(content)]))
+        if packing < 120
+        else gzip.compress(content)
+    )
 
 
 @st.composite
@@ -162,10 +192,17 @@ def mat(draw, originals: list[bytes]) -> bytes:
 
 
 NAMES = ["numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"]
-NAMES += ["_codecs encode", "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"]
-NAMES += ["torch FloatStorage", "torch Size", "numpy.core.multiarray scalar", "torch._utils _rebuild_parameter"]
+NAMES += ["_codecs encode", "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"]
+NAMES += ["torch._utils _rebuild_tensor", "torch Size", "torch._utils _rebuild_parameter"]
+NAMES += ["numpy.core.multiarray scalar", "numpy._core.numeric _frombuffer"]
 RUNNING = ["os system", "posix system", "builtins exec", "builtins eval", "subprocess Popen", "os mkdir", "numpy load"]
-RUNNING += ["builtins getattr", "__builtin__ eval", "numpy.core.multiarray frombuffer", "numpy os.system", "pickle loads"]
+RUNNING += [
+    "builtins getattr",
+    "__builtin__ eval",
+    "numpy.core.multiarray frombuffer",
+    "numpy os.system",
+    "pickle loads",
+]
 
 
 def one_line(name: str) -> bytes:
@@ -179,7 +216,9 @@ def small_int(number: int) -> bytes:
 
 
 values = st.one_of(
-    st.sampled_from([b"N", b"\x88", b"\x89", b"]", b"}", b")", b"(", b"G" + bytes(8), b"I01\n", b"L5L\n", b"F1e999\n"]),
+    st.sampled_from(
+        [b"N", b"\x88", b"\x89", b"]", b"}", b")", b"(", b"G" + bytes(8), b"I01\n", b"L5L\n", b"F1e999\n"]
+    ),
     st.sampled_from(EXTREME).map(small_int),
     st.sampled_from(("data", "latin1", "storage", "cpu", "0", "rot13", "u1", "f8", "O", "|", "b", "<")).map(
         lambda text: b"X" + struct.pack("<I", len(text)) + text.encode()
@@ -188,10 +227,44 @@ values = st.one_of(
     st.sampled_from(NAMES).map(one_line),
     st.sampled_from(RUNNING).map(one_line),
 )
-ACTIONS = [b"R", b"b", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"0", b"1", b"2", b"\x85", b"\x86", b"\x87", b"\x81", b"Q"]
-ACTIONS += [b"q\x00", b"h\x00", b"\x94", b"o", b"inumpy\nload\n", b"\x93", b"\x82\x01", b"(", b".", b"\x95" + b"\xff" * 8]
+ACTIONS = [
+    b"R",
+    b"b",
+    b"t",
+    b"l",
+    b"d",
+    b"a",
+    b"e",
+    b"s",
+    b"u",
+    b"0",
+    b"1",
+    b"2",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"\x81",
+    b"Q",
+]
+ACTIONS += [
+    b"q\x00",
+    b"h\x00",
+    b"\x94",
+    b"o",
+    b"inumpy\nload\n",
+    b"\x93",
+    b"\x82\x01",
+    b"(",
+    b".",
+    b"\x95" + b"\xff" * 8,
+]
 ACTIONS += [b"r\xff\xff\xff\x7f", b"r\xff\xff\xff\x0f", b"p999999999\n", b"j\xff\xff\xff\x7f", b"B\xff\xff\xff\x7f"]
-ACTIONS += [b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"T\xff\xff\xff\x7f", b"\x96" + b"\xff" * 7 + b"\x00"]
+ACTIONS += [
+    b"\x8e" + b"\xff" * 7 + b"\x7f",
+    b"\x8b\xff\xff\xff\x7f",
+    b"T\xff\xff\xff\x7f",
+    b"\x96" + b"\xff" * 7 + b"\x00",
+]
 DEEP = [b"]" + b"\x85" * 10**6, b")" + b"\x85" * 10**6 + b"R", b"}" + b")" + b"\x85" * 10**6 + b"Ns"]
 DEEP += [b"})" + b"q\x01h\x01\x86" * 60 + b"Ns", b")" + b"q\x01h\x01\x86" * 60 + b")R", b"(" * 10**6, b"]" * 10**6]
 DEEP += [b"]q\x01h\x01a", b"}q\x01Nh\x01s", b"}X\x04\x00\x00\x00datah\x00s"]
@@ -222,10 +295,19 @@ def pickles(draw, canary: str) -> bytes:
     kind, protocol = draw(st.integers(0, 99)), draw(st.sampled_from((0, 1, 2, 3, 4, 5)))
     if kind < 8:
         deep = draw(st.sampled_from(DEEP))
-        return b"\x80\x02" + draw(st.sampled_from((b"", b"}q\x00X\x04\x00\x00\x00data"))) + deep + b"s."[draw(st.integers(0, 1)) :]
+        return (
+            b"\x80\x02"
+            + draw(st.sampled_from((b"", b"}q\x00X\x04\x00\x00\x00data")))
+            + deep
+            + b"s."[draw(st.integers(0, 1)) :]
+        )
     if kind < 24:
         runs = [Runs(os.mkdir, canary), Runs(eval, f"__import__('os').mkdir({canary!r})")]
-        runs += [Runs(os.system, f"mkdir {canary}"), Runs(exec, f"import os; os.mkdir({canary!r})"), Runs(getattr, os, "mkdir")]
+        runs += [
+            Runs(os.system, f"mkdir {canary}"),
+            Runs(exec, f"import os; os.mkdir({canary!r})"),
+            Runs(getattr, os, "mkdir"),
+        ]
         return pickle.dumps({b"data": draw(st.sampled_from(runs)), "model": 0}, protocol)
     body, wrap = draw(program), draw(st.booleans())
     key = draw(st.sampled_from((b"U\x04data", b"X\x04\x00\x00\x00data", b"C\x04data", b"U\x05model")))
@@ -248,9 +330,30 @@ numbers = st.one_of(
     st.floats(),
 )
 leaves = st.one_of(st.none(), numbers, texts)
-trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
-ODD = [b"", b"\0", b"null", b"[]", b"{}", b"0", b'""', b"[" * 10**5, b'{"a":' * 10**5, b"1" * 5000, b"[" + b"1," * 10**5]
-ODD += [b'{"step": ' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}", '{"a": 1}'.encode("utf-16"), b"\xff\xfe", b'"\\ud800"', b"NaN"]
+trees = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+)
+ODD = [
+    b"",
+    b"\0",
+    b"null",
+    b"[]",
+    b"{}",
+    b"0",
+    b'""',
+    b"[" * 10**5,
+    b'{"a":' * 10**5,
+    b"1" * 5000,
+    b"[" + b"1," * 10**5,
+]
+ODD += [
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b"\xef\xbb\xbf{}",
+    '{"a": 1}'.encode("utf-16"),
+    b"\xff\xfe",
+    b'"\\ud800"',
+    b"NaN",
+]
 ODD += [b"[" * 900 + b"]" * 900, b'{"a":' * 900 + b"1" + b"}" * 900, b"[" * 90000 + b"]" * 90000]
 
 
