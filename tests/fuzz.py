@@ -300,7 +300,7 @@ def json_targets() -> list[Target]:
     from score_st.benchmarking import comparison
     from score_st.data import decoded_cache, identity
     from score_st.evaluation import generation
-    from score_st.reporting import page, run, sections
+    from score_st.reporting import page, run
     from score_st.runtime import goodput, resumable, workdir
     from score_st.training import loop, saved_steps
 
@@ -391,10 +391,7 @@ def json_targets() -> list[Target]:
     splits = {"train": identity.of(images)}
     targets = [
         text("config.json", json.loads((full / "config.json").read_text()), configuration),
-        text("config.json", json.loads((full / "config.json").read_text()), configuration),
         text("metrics.jsonl", (full / "metrics.jsonl").read_bytes(), metrics),
-        text("metrics.jsonl", (full / "metrics.jsonl").read_bytes(), metrics),
-        text("ledger.jsonl", good, lines),
         text("ledger.jsonl", good, lines),
         text("progress.json", {"seed": 0, "done": 4, "crc32": 9, "checksums": [1, 2]}, chunks),
         text("data.json", splits, recorded),
@@ -404,8 +401,8 @@ def json_targets() -> list[Target]:
         text("samples.json", {"settings": wanted}, lambda path: generation.claim_folder(path.parent, wanted)),
         text("bench.json", numbers, bench),
     ]
+    targets *= 8  # a page takes longer than all others
     sampled = {"settings": wanted, "nfe": 18.0}
-    del sections
     for name in [*run.JSON_FILES.values(), "heun/samples.json"]:
         value = sampled if name.startswith("heun") else json.loads((full / name).read_text())
         targets.append(text(name, value, report, others=in_run))
@@ -688,38 +685,50 @@ def child(kind: str, folder: Path, counts: Counts, inputs: int, seed: int) -> in
         os._exit(3)
 
 
-def tried(kind: str, folder: Path, inputs: int, seed: int) -> Counts:
-    """Tries all inputs of a kind; a process that a signal ends, or that hangs, is followed by another."""
-    counts, began, shown, deaths = Counts(), time.monotonic(), time.monotonic(), 0
-    while counts[TRIED] < inputs and deaths < 20:
-        pid = child(kind, folder, counts, inputs - counts[TRIED], seed + 1000 * deaths)
-        while True:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                break
-            started = counts[BEGAN]
+class Run:
+    """All inputs of a kind; a process that a signal ends, or that hangs, is followed by another."""
+
+    def __init__(self, kind: str, folder: Path, inputs: int, seed: int) -> None:
+        self.kind, self.folder, self.inputs, self.seed = kind, folder, inputs, seed
+        self.counts, self.began, self.shown, self.deaths = Counts(), time.monotonic(), time.monotonic(), 0
+        self.seconds: float | None = None  # once all is done
+        self.start()
+
+    def start(self) -> None:
+        left = self.inputs - self.counts[TRIED]
+        self.pid = child(self.kind, self.folder, self.counts, left, self.seed + 1000 * self.deaths)
+
+    def poll(self) -> None:
+        """Says how far it is, ends a process that hangs, and starts another after one that has died."""
+        done, status = os.waitpid(self.pid, os.WNOHANG)
+        started, now = self.counts[BEGAN], time.monotonic()
+        if not done:
             if started and time.monotonic_ns() - started > WALL_SECONDS * 1e9:
-                os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > shown + 30:
-                shown = time.monotonic()
-                print(
-                    f"{kind}: {counts[TRIED]:,} of {inputs:,} in {shown - began:.0f} s, {counts[WRONG]} wrong",
-                    flush=True,
-                )
-            time.sleep(0.05)
+                os.kill(self.pid, signal.SIGKILL)
+            if now > self.shown + 30:
+                self.shown = now
+                so_far = f"{self.counts[TRIED]:,} of {self.inputs:,} in {now - self.began:.0f} s"
+                print(f"{self.kind}: {so_far}, {self.counts[WRONG]} wrong", flush=True)
+            return
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            break
-        deaths += 1
-        counts[TRIED], counts[WRONG] = counts[TRIED] + 1, counts[WRONG] + 1
-        current = folder / f"{kind}.current"
-        name, _, path = current.read_text().partition("\0") if current.exists() else (kind, "", "input")
+        if code:
+            self.died(code)
+        if code and self.deaths < 20 and self.counts[TRIED] < self.inputs:
+            self.start()
+        else:
+            self.seconds = now - self.began
+
+    def died(self, code: int) -> None:
+        """Counts an input that has ended its process, and keeps it."""
+        self.deaths += 1
+        self.counts[TRIED], self.counts[WRONG], self.counts[BEGAN] = self.counts[TRIED] + 1, self.counts[WRONG] + 1, 0
+        current, content = (self.folder / f"{self.kind}.{name}" for name in ("current", "input"))
+        name, _, path = current.read_text().partition("\0") if current.exists() else (self.kind, "", "input")
         how = "hangs" if -code in (signal.SIGKILL, signal.SIGVTALRM) else f"ends with {code}"
-        kept = folder / f"{kind}_death{deaths}_{Path(path).name}"
-        if (folder / f"{kind}.input").exists():
-            shutil.copy(folder / f"{kind}.input", kept)
-        print(f"WRONG {kind}, {name}: the process {how}: {kept.name}", flush=True)
-    return counts
+        kept = self.folder / f"{self.kind}_death{self.deaths}_{Path(path).name}"
+        if content.exists():
+            shutil.copy(content, kept)
+        print(f"WRONG {self.kind}, {name}: the process {how}: {kept.name}", flush=True)
 
 
 def main() -> None:
@@ -735,11 +744,18 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(KINDS)}")
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fuzz_"))
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for kind in kinds:
-        began = time.monotonic()
-        counts = tried(kind, folder, arguments.inputs, arguments.seed)
-        rows.append((kind, counts[TRIED], counts[ACCEPTED], counts[REFUSED], counts[WRONG], time.monotonic() - began))
+    import score_st.api
+    import score_st.convert  # noqa: F401
+
+    runs = [Run(kind, folder, arguments.inputs, arguments.seed) for kind in kinds]
+    while any(run.seconds is None for run in runs):
+        for run in runs:
+            if run.seconds is None:
+                run.poll()
+        time.sleep(0.05)
+    rows = [
+        (run.kind, *(run.counts[place] for place in (TRIED, ACCEPTED, REFUSED, WRONG)), run.seconds) for run in runs
+    ]
     print(f"{'kind':12} {'inputs':>8} {'accepted':>9} {'refused':>8} {'wrong':>6} {'seconds':>8}")
     for kind, *numbers, seconds in rows:
         print(f"{kind:12} {numbers[0]:8,} {numbers[1]:9,} {numbers[2]:8,} {numbers[3]:6,} {seconds:8.0f}")
