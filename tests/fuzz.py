@@ -267,15 +267,14 @@ def pickle_targets(canary: str) -> list[Target]:
                 return b""
             return (Path(place) / "x").read_bytes()
 
-    return [
-        Target("CIFAR-10", "test_batch", [python2, pickle.dumps(batch, 4)], cifar, pickles),
+    targets = [
         Target("CIFAR-10", "test_batch", [python2, pickle.dumps(batch, 4)], cifar, pickles),
         Target("CIFAR-10 binary", "test_batch.bin", [np.zeros((3, 3073), np.uint8).tobytes()], cifar),
         Target("torch", "a.pth", [made, CHECKPOINT.read_bytes()], torch, in_zip, True),
-        Target("torch", "a.pth", [made, CHECKPOINT.read_bytes()], torch, in_zip, True),
         Target("torch, legacy", "a.pth", [legacy], torch, pickles),
-        Target("training state", "a.pth", [CHECKPOINT.read_bytes()], state, trees.map(packed), True),
     ]
+    at_last = Target("training state", "a.pth", [CHECKPOINT.read_bytes()], state, trees.map(packed), True)
+    return [*targets * 10, at_last]  # which takes longer
 
 
 def zip_entry(content: bytes, name: str) -> bytes:
@@ -530,7 +529,8 @@ class Child:
             strategy, act = meetings(), self.meet
         else:
             targets = KINDS[self.kind](self.canary)
-            expected = [self.expected(target) for target in targets]
+            unique = {key: self.expected(one) for key, one in {id(one): one for one in targets}.items()}
+            expected = [unique[id(target)] for target in targets]
             numbers = st.integers(0, len(targets) - 1)
             strategy = numbers.flatmap(lambda n: st.tuples(st.just(n), targets[n].inputs()))
             act = lambda drawn: self.attempt(targets[drawn[0]], *drawn[1], expected[drawn[0]])
@@ -553,8 +553,8 @@ class Child:
 
     def expected(self, target: Target) -> list[Any]:
         """What a reader makes of the valid files."""
-        values = []
-        for content in target.valid:
+        values: list[Any] = []
+        for content in target.valid if target.checksum else ():
             shutil.rmtree(self.folder, ignore_errors=True)
             path = self.folder / target.file
             path.parent.mkdir(parents=True)
@@ -562,7 +562,7 @@ class Child:
             path.write_bytes(content)
             with contextlib.suppress(*target.refusals):
                 values.append(target.read(path))
-        assert values, target.name
+        assert values or not target.checksum, target.name
         return values
 
     def meet(self, drawn: Any) -> None:
@@ -713,7 +713,7 @@ class Run:
         code = os.waitstatus_to_exitcode(status)
         if code:
             self.died(code)
-        if code and self.deaths < 20 and self.counts[TRIED] < self.inputs:
+        if code < 0 and self.deaths < 20 and self.counts[TRIED] < self.inputs:
             self.start()
         else:
             self.seconds = now - self.began

@@ -149,7 +149,7 @@ class Array:
         """Takes (version, shape, dtype, whether it is in Fortran's order, bytes), or the same without version."""
         shape, dtype, fortran, raw = state[-4:]
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if type(shape) is not tuple or type(dtype) is not np.dtype or type(raw) is not bytes or dtype.hasobject:
+        if not (isinstance(shape, tuple) and isinstance(dtype, np.dtype) and isinstance(raw, bytes)):
             raise Damaged("its pickle has an array without data")
         self.value = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran is True else "C")
 
