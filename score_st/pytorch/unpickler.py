@@ -29,6 +29,7 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+GIVEN_LIMIT = 2**28  # the largest pickle, of 10,000 images of CIFAR-10, has 2^26 bytes
 STORAGE_NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
 
 
@@ -122,13 +123,19 @@ def _ordered(pairs: Any = ()) -> OrderedDict:
     return cast(OrderedDict, _dictionary(OrderedDict, [pair[0] for pair in pairs], [pair[1] for pair in pairs]))
 
 
+def _shape(sizes: Any) -> tuple:
+    if type(sizes) not in (list, tuple) or len(sizes) > 64:
+        raise Damaged("its pickle has a shape that is none")
+    return tuple(sizes)
+
+
 # the only functions that a pickle may call
 REBUILD: dict[Global, Callable] = {
     Global("collections", "OrderedDict"): _ordered,
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
     Global("torch._utils", "_rebuild_tensor_v2"): lambda *a: Tensor(*a[:4]),
     Global("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    Global("torch", "Size"): tuple,
+    Global("torch", "Size"): lambda sizes: _shape(sizes),
     Global("numpy", "dtype"): _dtype,
     Global("numpy.core.multiarray", "scalar"): _scalar,
     Global("numpy._core.multiarray", "scalar"): _scalar,
@@ -179,7 +186,7 @@ class Machine:
 
     def __init__(self, storages: dict[str, Storage], functions: Mapping[Global, Callable] = REBUILD) -> None:
         """Starts with an empty stack."""
-        self.functions = functions
+        self.functions, self.given = functions, 0  # items that functions have been given
         self.stack: list[Any] = []
         self.marks: list[list] = []  # the stacks below each MARK
         self.memo: dict[int, Any] = {}
@@ -257,6 +264,9 @@ class Machine:
         function, arguments = self.pop(2)
         if type(function) is not Global or function not in self.functions or type(arguments) is not tuple:
             raise Damaged("its pickle calls something that is not a function")
+        self.given += sum(len(value) for value in arguments if isinstance(value, str | bytes | list | tuple))
+        if self.given > GIVEN_LIMIT:  # the same text a thousand times, each time copied
+            raise Damaged("its pickle calls functions with more than it can hold")
         self.push(self.functions[function](*arguments))
 
     def build(self, _: Any) -> None:

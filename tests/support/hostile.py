@@ -116,11 +116,6 @@ ZIP_FIELDS = [(b"PK\1\2", (6, 8, 10, 28, 30, 32), (16, 20, 24, 42)), (b"PK\3\4",
 ZIP_FIELDS += [(b"PK\5\6", (8, 10, 20), (12, 16))]
 
 
-# signature, and the places of numbers of two and of four bytes: directory, header of an entry, end
-ZIP_FIELDS = [(b"PK\1\2", (6, 8, 10, 28, 30, 32), (16, 20, 24, 42)), (b"PK\3\4", (4, 6, 8, 26, 28), (14, 18, 22))]
-ZIP_FIELDS += [(b"PK\5\6", (8, 10, 20), (12, 16))]
-
-
 @st.composite
 def npz(draw, arrays: dict[str, np.ndarray]) -> bytes:
     """A zip file with right checksums whose entries are not those of the arrays, or with fields that lie."""
@@ -267,6 +262,8 @@ ACTIONS += [
 ]
 DEEP = [b"]" + b"\x85" * 10**6, b")" + b"\x85" * 10**6 + b"R", b"}" + b")" + b"\x85" * 10**6 + b"Ns"]
 DEEP += [b"})" + b"q\x01h\x01\x86" * 60 + b"Ns", b")" + b"q\x01h\x01\x86" * 60 + b")R", b"(" * 10**6, b"]" * 10**6]
+MANY = b"X\0\0\x08\0" + b"a" * 2**19 + b"q\1("  # half a MiB
+DEEP += [MANY + b"c_codecs\nencode\n(h\1X\5\0\0\0asciitR" * 2000 + b"l", MANY + b"ctorch\nSize\n(h\1tR" * 500 + b"l"]
 DEEP += [b"]q\x01h\x01a", b"}q\x01Nh\x01s", b"}X\x04\x00\x00\x00datah\x00s"]
 program = st.one_of(
     st.lists(st.one_of(values, values, st.sampled_from(ACTIONS)), max_size=30).map(b"".join),
