@@ -29,6 +29,7 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+INSTRUCTION_LIMIT = 2**20  # some seconds; the largest official network needs a quarter of it
 GIVEN_LIMIT = 2**26  # the largest pickle, of 10,000 images of CIFAR-10, gives less than half of it
 STORAGE_NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
 
@@ -201,7 +202,9 @@ class Machine:
         Raises:
           Damaged: the pickle has no end, or an instruction that no checkpoint needs.
         """
-        for opcode, argument, _ in pickletools.genops(pickle):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+            if number > INSTRUCTION_LIMIT:
+                raise Damaged(f"its pickle has more instructions than {INSTRUCTION_LIMIT}, which no checkpoint needs")
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in CONSTANTS:

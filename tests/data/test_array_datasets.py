@@ -99,7 +99,7 @@ def test_a_pickle_runs_nothing(tmp_path):
         pickle.dumps(np.load),
         pickle.dumps({b"data": noise(7)}),
     ]
-    nested, doubled = b")" + b"\x85" * 10**6, b")" + b"q\x01h\x01\x86" * 99  # to hash either ends badly
+    nested, doubled = b")" + b"\x85" * 300_000, b")" + b"q\x01h\x01\x86" * 99  # to hash either ends badly
     contents += [b"\x80\x02}" + key + b"Ns." for key in (nested, doubled)]
     contents += [b"\x80\x02" + call + b")R." for call in (nested, doubled)]
     contents += [b"\x80\x02]r\xff\xff\xff\x1f."]  # in Python's memo, 8 GiB
