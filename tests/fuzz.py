@@ -5,8 +5,8 @@
 
 An input is a damaged copy of a valid file, or one built to be wrong. It is accepted, or refused as the reader's
 docstring says, in one line. Anything else is wrong: another exception, other values under a checksum that fits the
-valid file alone, 5 seconds of the processor (or 10 minutes of waiting), 256 MiB of memory, a signal, code of the input that runs. The first input
-of each fault is kept. The exit code is 1 if anything is wrong.
+valid file alone, 5 seconds of the processor or 10 minutes of waiting, 256 MiB of memory, a signal, code of the input
+that runs. The first input of each fault is kept. The exit code is 1 if anything is wrong.
 """
 
 import argparse

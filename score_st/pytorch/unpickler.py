@@ -29,7 +29,7 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-INSTRUCTION_LIMIT = 2**20  # some seconds; the largest official network needs a quarter of it
+INSTRUCTION_LIMIT = 2**20  # some seconds; the pickle of the largest official network has as many bytes
 GIVEN_LIMIT = 2**26  # the largest pickle, of 10,000 images of CIFAR-10, gives less than half of it
 STORAGE_NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
 
