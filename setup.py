@@ -22,6 +22,7 @@ TEST = [
     "mypy>=1.18",
     "import-linter>=2.5",
     "beartype>=0.22",
+    "hypothesis>=6.150",
 ]
 TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import difflib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +43,10 @@ START = "a configuration is made by score_st.config.default(), which has all key
 
 class ConfigError(ValueError):
     """A request that can't be met. The message is one line that says what would be possible."""
+
+    def __init__(self, message: str = "") -> None:
+        """Takes the message; what a file has put into it may have broken it into lines."""
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class Table(collections.UserDict[str, Entry]):
@@ -284,10 +287,13 @@ def from_workdir(workdir: str | Path, settings: Mapping[str, Any] | None = None)
     """
     path = Path(workdir) / "config.json"
     try:
-        stored = flatten(ConfigDict(json.loads(path.read_text())))
+        content = strict_json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} instead of an object")
+        stored = flatten(content)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
     config = changed(default(), {key: str(value) for key, value in (stored | dict(settings or {})).items()})
     add_entries(config, workdir)
@@ -325,8 +331,9 @@ def _parse(key: str, text: str, old: Any) -> Any:
         if kind is int and number != int(number):
             raise ValueError("not whole")
         return int(number) if kind is int else number
-    except (KeyError, ValueError, SyntaxError, OverflowError, TypeError) as error:
-        raise ConfigError(f"--config.{key}={text}: should be {TYPES[kind]}, like the default {old!r}") from error
+    except (KeyError, ValueError, SyntaxError, OverflowError, TypeError, RecursionError, MemoryError) as error:
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise ConfigError(f"--config.{key}={shown}: should be {TYPES[kind]}, like the default {old!r}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> str:

@@ -133,6 +133,7 @@ def test_compile_times_in_a_process_of_its_own(tmp_path):
         (["--config.training.dtype=float8"], "training.dtype"),
         (["--against", "nowhere.json"], "--against nowhere.json: can't be read"),
         (["--against", str(ROOT / "pyproject.toml")], "not a bench.json of this command"),
+        (["--against", str(ROOT / "tests/fixtures/param_counts.json")], "not a bench.json of this command"),
         (["--torch-compile"], "--torch-compile: needs --official"),
         (["--official", "nowhere"], "no checkout of github.com/Kim-Dongjun/Soft-Truncation (no sde_lib.py there)"),
         (["--workdir", "nowhere"], "--workdir nowhere"),

@@ -3,7 +3,22 @@
 import json
 import math
 
+import pytest
+
 from score_st import config, strict_json
+
+
+def test_what_nests_deeply_or_is_not_utf_8_is_a_value_error():
+    value = {"a": [1, {"b": [[]]}], "c": "é"}
+    assert strict_json.loads(json.dumps(value)) == strict_json.loads(json.dumps(value).encode()) == value
+    assert strict_json.loads("[" * 50 + "]" * 50) and strict_json.loads("[" + "[1]," * 99 + "[2]]")[98:] == [[1], [2]]
+    for depth in (60, 900, 10**5):
+        for text in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            with pytest.raises(ValueError, match="nest too deeply"):
+                strict_json.loads(text)
+    for content in ("[1]".encode("utf-16"), b"\xff", b"[\xe9]", b"[1", b"", b"9" * 5000):
+        with pytest.raises(ValueError):
+            strict_json.loads(content)
 
 
 def refuse(name):

@@ -1,12 +1,9 @@
 """Readers of data sets that fit in memory: `(config, split) -> uint8 [N, H, W, C]`, see `datasets.Dataset`."""
 
 import gzip
-import io
 import math
 import os
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,6 +12,8 @@ from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
 from score_st.data.images import decode_image
+from score_st.pytorch import unpickler
+from score_st.runtime import numpy_files
 
 
 def check(path: Path, array: np.ndarray, shape: str, fits: bool) -> None:
@@ -48,15 +47,24 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     Raises:
       ConfigError: it can't be read, or is not a complete idx file of bytes.
     """
-    with reading(path):
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else -1  # 8 is the code of bytes
-    sizes = content[4 : 4 + 4 * max(dims, 0)]
-    shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
-    if dims < 1 or len(shape) < dims or len(content) != 4 + 4 * dims + math.prod(shape):
-        raise ConfigError(f"{path}: not an idx file of bytes, or truncated; should be a file of the original release")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    hint = "should be a file of the original release"
+    with reading(path), path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.open(file) if packed else file
+        head = stream.read(4)
+        dims = head[3] if head[:3] == b"\0\0\x08" and len(head) > 3 else -1  # 8 is the code of bytes
+        sizes = stream.read(4 * max(dims, 0))
+        shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
+        count, content = math.prod(shape), bytearray()
+        if dims < 1 or len(shape) < dims or not count:
+            raise ValueError(f"not an idx file of bytes, or empty; {hint}")
+        # piece by piece, as a small file may decompress to a large one, and a header may ask for too much
+        while len(content) <= count and (part := stream.read(min(2**20, count + 1 - len(content)))):
+            content += part
+        if len(content) != count:
+            raise ValueError(f"truncated, or too long for {shape}; {hint}")
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 1"]:
@@ -69,25 +77,16 @@ def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 3
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and arrays; refuses everything else that a pickle may call."""
-
-    allowed = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-    allowed |= {"numpy ndarray", "numpy dtype", "_codecs encode"}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module} {name}" not in self.allowed:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no batch of CIFAR-10 needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def _cifar_batch(path: Path) -> UInt8[np.ndarray, "N 3072"]:
     """Reads one of CIFAR-10's files, of the Python or the binary version."""
     with reading(path):
         if path.suffix == ".bin":
             return np.fromfile(path, np.uint8).reshape(-1, 3073)[:, 1:]
-        rows = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
-        return rows.reshape(-1, 3072).astype(np.uint8, casting="no")
+        content = unpickler.Machine({}, unpickler.REBUILD_ARRAYS).run(path.read_bytes())
+        rows = content.get(b"data", content.get("data"))  # Python 2 had no other text
+        if not isinstance(rows, unpickler.Array) or rows.value is None:
+            raise ValueError("has no array data")
+        return rows.value.reshape(-1, 3072).astype(np.uint8, casting="no")
 
 
 def read_cifar10(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:
@@ -115,14 +114,13 @@ def read_numpy(path: Path, keys: list[str]) -> tuple[str, Shaped[np.ndarray, "..
       The key, "" for an npy file, and the array.
     """
     with reading(path):
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        names = getattr(loaded, "files", None)
-        if names is None:
-            return "", loaded
+        if not numpy_files.is_npz(path):
+            return "", numpy_files.map_npy(path)
+        names = numpy_files.names(path)
         key = next((key for key in keys if key in names), None)
         if key is None:
             raise ValueError(f"has {', '.join(names) or 'nothing'}; should have one of {', '.join(keys)}")
-        return key, loaded[key]
+        return key, numpy_files.read_npz(path, [key])[key]
 
 
 def read_imagenet32_resized(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:

@@ -1,7 +1,6 @@
 """data.prepared: a copy of a data set's images, decoded once, in files that are mapped into memory when read."""
 
 import functools
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.config import ConfigError
 from score_st.data import identity
 from score_st.data.files import note
 from score_st.data.images import CheckedImages, Images, LazyImages
-from score_st.runtime import endings, local_cache, progress, storage
+from score_st.runtime import endings, local_cache, numpy_files, progress, storage
 from score_st.runtime.resumable import Chunks
 
 CHUNK = 256  # images that have a checksum together, and are written between two entries of the progress file
@@ -50,15 +50,15 @@ def open_copy(config: ConfigDict, split: str, original: Callable[[], Images]) ->
             return None
         path = copies[0].with_suffix("")
     try:
-        about = json.loads(path.with_suffix(".json").read_text())
-        images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        settings, shape, done = about["settings"], about["shape"], about["done"]
+        about = strict_json.loads(path.with_suffix(".json").read_bytes())
+        images = numpy_files.map_npy(path.with_suffix(".npy"))
+        settings, shape, done = dict(about["settings"]), about["shape"], about["done"]
         if list(images.shape) != shape or images.dtype != np.uint8 or done != shape[0]:
             raise ValueError(f"it has {images.dtype}{list(images.shape)}, and should have uint8{shape}")
         copy = _checked(path, images, about)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise ConfigError(
             f"{path}: the prepared copy is damaged ({error}); delete it to have it made again"
         ) from error
@@ -74,7 +74,7 @@ def _checked(path: Path, images: np.ndarray, about: dict[str, Any]) -> CheckedIm
         note(f"{path}: was prepared by an earlier version, without checksums; delete it to have it made with them")
         return CheckedImages(images, str(path), [], len(images), np.ones(1, bool))
     checksums, chunk = [int(value) for value in about["checksums"]], int(about["chunk"])
-    if len(checksums) != -(-len(images) // chunk):
+    if chunk < 1 or len(checksums) != -(-len(images) // chunk):
         raise ValueError(f"it has {len(checksums)} checksums for {len(images)} images")
     return CheckedImages(images, str(path), checksums, chunk, np.zeros(len(checksums), bool))
 
@@ -145,10 +145,10 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
 def _is_intact(part: Path, shape: tuple[int, ...], state: dict[str, Any]) -> bool:
     """Whether what is done of an unfinished copy has its checksums: a part may not have reached the disk."""
     done, chunk = state["done"], state["chunk"]
-    if not done:
-        return True
+    if not done or not chunk:
+        return not done and bool(chunk)
     try:
-        images = np.load(part, mmap_mode="r", allow_pickle=False)
+        images = numpy_files.map_npy(part)
     except (OSError, ValueError):
         return False
     firsts = range(0, done, chunk)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_st import strict_json
 from score_st.config import ConfigError
 from score_st.data.images import Images
 from score_st.runtime.workdir import write_text
@@ -41,7 +42,7 @@ def _changes(workdir: Path, images: Mapping[str, Images]) -> list[str]:
     """
     path = workdir / FILE
     try:
-        recorded = json.loads(path.read_text())
+        recorded = strict_json.loads(path.read_bytes())
         recorded = {split: dict(recorded[split]) for split in images}
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from score_st.diffusion import samplers
 from score_st.evaluation.runner import BatchRunner
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
-from score_st.runtime import cli, endings, memory, profiling, progress, resumable
+from score_st.runtime import cli, endings, memory, numpy_files, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -165,7 +164,7 @@ def claim_folder(folder: Path, settings: dict) -> None:
     about = folder / "samples.json"
     try:
         if about.exists():
-            old = json.loads(about.read_text())["settings"]
+            old = dict(strict_json.loads(about.read_bytes())["settings"])
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
         elif list(folder.glob("[!.]*.npz")):
@@ -174,12 +173,15 @@ def claim_folder(folder: Path, settings: dict) -> None:
             write_text(about, strict_json.dumps({"settings": settings}, indent=1))
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--out {folder}: can't be used ({error}); name another folder") from error
 
 
-def _holds(num: int, shard: resumable.Result) -> bool:
-    return len(shard["nfe"]) >= num
+def _holds(num: int, shape: tuple[int, ...], shard: resumable.Result) -> bool:
+    """Whether a shard has `num` images [H, W, C] = `shape`, and no more of one thing than of another."""
+    samples, nfe = shard["samples"], shard["nfe"]
+    fits = samples.dtype == np.uint8 and samples.shape == (len(nfe), *shape) and nfe.ndim == 1
+    return fits and len(nfe) >= num and nfe.dtype.kind in "if" and bool(np.isfinite(nfe).all())
 
 
 def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: int, folder: Path) -> float:
@@ -188,7 +190,8 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
     Returns:
       The mean number of network evaluations.
     """
-    size, evaluations = config.sampling.batch_size, []
+    size, evaluations, data = config.sampling.batch_size, [], config.data
+    shape = (data.image_size, data.image_size, data.num_channels)
     loop = progress.Loop("samples", 0, num, "images", seconds=2)
     results = resumable.JobFiles(folder, SHARDS, resumable.NPZ, writes=jax.process_index() == 0)
     drawn: set[int] = set()
@@ -208,7 +211,7 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
                 loop(done, f"{part['nfe'].mean():.0f} evaluations")
             return _concatenate(parts)
 
-        shard = results((first,), compute, valid=functools.partial(_holds, stop - first))
+        shard = results((first,), compute, valid=functools.partial(_holds, stop - first, shape))
         evaluations.append(shard["nfe"][: stop - first])
         if first not in drawn:
             loop.skip(stop)
@@ -221,6 +224,6 @@ def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H 
     count = 0
     for path in sorted(folder.glob("samples_*.npz")):
         if num is None or count < num:
-            images.append(np.load(path)["samples"])
+            images.append(numpy_files.read_npz(path, ["samples"])["samples"])
             count += len(images[-1])
     return np.concatenate(images)[:num]

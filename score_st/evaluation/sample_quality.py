@@ -19,7 +19,7 @@ from score_st.data.images import Images
 from score_st.evaluation import distances, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
-from score_st.runtime import mirror, places, sharding
+from score_st.runtime import mirror, numpy_files, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
 LEAST = 10  # images
@@ -118,12 +118,11 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
     try:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
-        file = np.load(path)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError(f"it is one array, {file.dtype}{list(file.shape)}")
-        with file:
-            arrays = {role: file[key] for key, role in KEYS.items() if key in file.files}
-    except Exception as error:  # a damaged zip archive raises almost anything
+        if not numpy_files.is_npz(path):
+            array = numpy_files.map_npy(path)
+            raise ValueError(f"it is one array, {array.dtype}{list(array.shape)}")
+        arrays = {KEYS[key]: array for key, array in numpy_files.read_npz(path, KEYS).items()}
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
         raise ConfigError(f"{path}: can't be read as an npz ({reason}); name one with an array samples") from error
     if "images" in arrays:

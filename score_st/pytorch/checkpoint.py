@@ -23,6 +23,7 @@ from score_st.model import DiffusionModel
 from score_st.networks.ncsnpp import NCSNpp
 from score_st.pytorch import parameter_map
 from score_st.pytorch.parameter_map import Slot, from_flax, layout, to_flax
+from score_st.runtime import numpy_files
 from score_st.training import optimizer, state
 
 Golden = dict[str, Shaped[np.ndarray, "..."]]  # official outputs, and what they are computed from
@@ -316,11 +317,10 @@ def read_golden(path: str | Path, config: ConfigDict) -> Golden:
       ConfigError: the file can't be read, or lacks one of these.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            golden = {key: file[key] for key in ("x", "t", "label", "std", *OUTPUTS) if key in file.files}
-    except Exception as error:  # zipfile and NumPy raise many types for files that are not .npz
-        detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path}: can't be read as .npz ({type(error).__name__}: {detail})") from error
+        golden = numpy_files.read_npz(path, ("x", "t", "label", "std", *OUTPUTS))
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: can't be read as .npz ({detail})") from error
     size = config.data.image_size
     shape = (len(golden.get("t", ())), config.data.num_channels, size, size)
     outputs = [key for key in OUTPUTS if key in golden]

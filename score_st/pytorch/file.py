@@ -203,7 +203,9 @@ def _read_legacy(content: mmap.mmap) -> Any:
     if content[:1] != b"\x80" or Machine({}).run(content) != LEGACY_MAGIC:
         raise Damaged("not a file of torch.save, neither since PyTorch 1.6 nor before")
     version, machine, tree, keys = (Machine(storages).run(content) for _ in range(4))
-    if version != 1001 or type(machine) is not dict or type(keys) is not list or set(keys) != set(storages):
+    if version != 1001 or type(machine) is not dict or type(keys) is not list:
+        raise Damaged("a legacy file of torch.save whose parts do not fit together")
+    if not all(isinstance(key, str) for key in keys) or set(keys) != set(storages) or len(keys) != len(storages):
         raise Damaged("a legacy file of torch.save whose parts do not fit together")
     order = "<" if machine.get("little_endian", True) else ">"
     for key in keys:

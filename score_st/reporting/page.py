@@ -32,6 +32,11 @@ def subtitle(runs: list[Run]) -> str:
     return f"{settings['dataset']} {size}, {settings['sde']}, {truncation}"
 
 
+def versions(runs: list[Run]) -> str:
+    """Returns the versions of packages with which the first run was evaluated."""
+    return ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+
+
 def render(workdirs: list[Path]) -> str:
     """Returns the page, in ASCII; a section that can't be made is left out, with a note."""
     workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
@@ -43,16 +48,20 @@ def render(workdirs: list[Path]) -> str:
             content[key] = heading, section(runs)
         except Exception as error:  # files that are JSON, but not as this package writes them
             notes.append(f"{heading} left out: {type(error).__name__}: {error}")
-    _, summary = content.pop("summary", ("", []))
-    versions = ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+    for key, line in (("subtitle", subtitle), ("versions", versions)):
+        try:
+            content[key] = "", line(runs)
+        except Exception as error:
+            notes.append(f"{key} left out: {type(error).__name__}: {error}")
+    summary, about, evaluated = (content.pop(key, ("", ""))[1] for key in ("summary", "subtitle", "versions"))
     now = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
     html = TEMPLATES.get_template("run.html").render(
         title=" | ".join(run.name for run in runs),
-        subtitle=subtitle(runs),
+        subtitle=about,
         summary=summary,
         notes=[note for run in runs for note in run.notes] + notes,
         sections=[(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
-        footer=f"Written {now} by score_st.report. " + (f"Evaluated with {versions}." if versions else ""),
+        footer=f"Written {now} by score_st.report. " + (f"Evaluated with {evaluated}." if evaluated else ""),
     )
     return html.encode("ascii", "xmlcharrefreplace").decode()
 

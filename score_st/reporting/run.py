@@ -1,7 +1,6 @@
 """The files of a run that its page shows, read without ever failing."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from score_st import strict_json
 from score_st.config import flatten
 from score_st.reporting.figures import Curve
 
@@ -65,14 +65,14 @@ def read(workdir: Path, name: str) -> Run:
     def load(file: str) -> Any:
         is_list = file == "parameters.json"
         try:
-            value = json.loads((workdir / file).read_bytes())
+            value = strict_json.loads((workdir / file).read_bytes())
             rows = value if is_list else [value]
             if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
                 raise ValueError("not a list of JSON objects" if is_list else "not a JSON object")
             return value
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             notes.append(f"{file} of {name} left out: {error}")
         return [] if is_list else {}
 
@@ -87,7 +87,7 @@ def _metrics(path: Path, name: str, notes: list[str]) -> list[dict[str, Any]]:
     lines, damaged = [], []
     for number, text in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
-            line = json.loads(text)
+            line = strict_json.loads(text)
             line["step"] = int(line["step"])
             lines.append(line)
         except (ValueError, KeyError, TypeError, OverflowError):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from score_st import strict_json
 from score_st.config import default, flatten
 from score_st.reporting import figures
 from score_st.reporting.figures import Curve, Panel
@@ -219,11 +220,11 @@ def samples(runs: list[Run]) -> list[Block]:
 def sampler_caption(run: Run, path: Path) -> str:
     """Returns the caption of samples by their samples.json: folder, sampler, network evaluations and step."""
     try:
-        result = json.loads(path.read_bytes())
+        result = strict_json.loads(path.read_bytes())
         settings, nfe = result["settings"], result["nfe"]
         name = settings["sampling.predictor"] if settings["sampling.method"] == "pc" else "ode"
         return f"{path.parent.name}/: {name}, {nfe:.0f} network evaluations, step {settings['step']:,}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         run.notes.append(f"{path.name} of {run.name} left out: {error!r}")
         return f"{path.parent.name}/"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from score_st import strict_json
 from score_st.config import ConfigError
 from score_st.runtime import endings, progress, storage
 from score_st.runtime.workdir import write_text
@@ -61,8 +62,8 @@ def _update(url: str, target: Path, objects: list[storage.Listed], patience: flo
     """Fetches what is missing or has changed. A JSON file beside the copy has what is complete."""
     note = target.with_name(f".{target.name}.json")
     have: dict[str, list] = {}
-    with contextlib.suppress(OSError, ValueError):
-        have = json.loads(note.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        have = dict(strict_json.loads(note.read_bytes()))
 
     def is_here(item: storage.Listed) -> bool:
         path = target / item.path if item.path else target

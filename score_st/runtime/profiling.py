@@ -7,7 +7,6 @@ since XProf shows the files of one folder together. What fails in the profiler i
 import argparse
 import collections
 import contextlib
-import json
 import re
 import shutil
 import sys
@@ -87,8 +86,8 @@ class Trace:
     def _list(self, path: Path) -> None:
         """Adds the longest operations of a trace to those of other traces."""
         known, file = {}, self.folder / OPERATIONS
-        with contextlib.suppress(OSError, ValueError):
-            known = dict(json.loads(file.read_text()))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = dict(strict_json.loads(file.read_bytes()))
         data = jax.profiler.ProfileData.from_file(str(path))
         entry = {"about": self.about, "device": jax.devices()[0].device_kind} | longest(data)
         write_text(

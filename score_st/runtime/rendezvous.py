@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+from score_st import strict_json
 from score_st.config import ConfigError, differences
 
 LONGEST = 2**20  # bytes of a line
@@ -40,8 +41,8 @@ def line(message: Message) -> bytes:
 def parsed(text: bytes) -> Message | None:
     """Returns the message of a line, or None where it is no line of this run."""
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
+        message = strict_json.loads(text)
+    except ValueError:
         return None
     return message if isinstance(message, dict) and message.get("token") == token() else None
 

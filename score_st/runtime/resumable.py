@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from score_st import strict_json
+from score_st.runtime import numpy_files
 from score_st.runtime.workdir import write_text
 
-# what reading damaged files raises: JSON, zip, zlib, NumPy
-DAMAGED: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-DAMAGED += (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# what reading damaged files raises, and asking for what should be in them
+DAMAGED: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 Job = tuple[str | int | float, ...]
 Result = Mapping[str, Any]
@@ -67,7 +66,7 @@ class JsonLines:
         self._headed, old = self.header.encode() in lines, lines[:1] == [self.header.encode()]
         for text in lines:
             with contextlib.suppress(*DAMAGED):
-                line = json.loads(text)
+                line = strict_json.loads(text)
                 stored = line.pop("crc32", None)
                 if stored == self._crc32(line) or (stored is None and old):
                     self._add(line)
@@ -122,8 +121,7 @@ class Format(NamedTuple):
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
+    return numpy_files.read_npz(path)
 
 
 def _write_npz(path: Path, result: Result) -> None:
@@ -139,7 +137,7 @@ def _write_npz(path: Path, result: Result) -> None:
 
 
 JSON = Format(
-    lambda path: json.loads(path.read_text()),
+    lambda path: strict_json.loads(path.read_bytes()),
     lambda path, result: write_text(path, strict_json.dumps(result, indent=1)),
 )
 NPZ = Format(_read_npz, _write_npz)
@@ -185,7 +183,8 @@ class JobFiles:
 class Chunks:
     """Jobs (first,) that are done in order; a JSON file holds the settings and the state after the latest of them.
 
-    A state is a dictionary of numbers and lists of numbers. Its `done` says that all jobs with first < done are done.
+    A state is a dictionary of whole numbers from 0 and lists of them. Its `done` says that all jobs with first < done
+    are done.
     """
 
     def __init__(self, path: Path, settings: dict, start: dict) -> None:
@@ -198,11 +197,11 @@ class Chunks:
         """
         self.path, self.settings, self.state = path, json.loads(json.dumps(settings)), start
         try:
-            stored = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError, RecursionError):
+            stored = strict_json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
             return
-        is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-        is_state = lambda value: all(map(is_number, value)) if isinstance(value, list) else is_number(value)
+        is_count = lambda value: type(value) is int and value >= 0
+        is_state = lambda value: all(map(is_count, value)) if isinstance(value, list) else is_count(value)
         alike = lambda key: is_state(stored.get(key)) and isinstance(stored[key], list) == isinstance(start[key], list)
         complete = isinstance(stored, dict) and all(map(alike, start))
         if complete and stored == self.settings | {key: stored.get(key) for key in start}:

@@ -83,7 +83,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     """
     file, way = workdir / "config.json", "put the right one there, or name another folder"
     try:
-        stored = json.loads(file.read_bytes())
+        stored = strict_json.loads(file.read_bytes())
         if not isinstance(stored, dict):
             raise ValueError(f"{type(stored).__name__} instead of an object")
         return stored
@@ -93,7 +93,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"--workdir {workdir}: its config.json can't be read ({error.strerror}); {way}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"--workdir {workdir}: its config.json is damaged ({error}); {way}") from error
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 import sys
 import time
@@ -56,8 +55,8 @@ def complete_lines(path: Path, stop: int) -> list[str]:
     """Returns the lines of a log up to the step `stop`, without those that are torn, joined or binary."""
     kept = []
     for text in path.read_bytes().split(b"\n") if path.exists() else []:
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            if 0 <= json.loads(text)["step"] <= stop:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            if 0 <= strict_json.loads(text)["step"] <= stop:
                 kept.append(text.decode())
     return kept
 

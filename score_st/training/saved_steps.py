@@ -9,6 +9,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
+from score_st import strict_json
 from score_st.config import flatten
 from score_st.runtime import mirror, storage
 from score_st.runtime.workdir import read_config, write_text
@@ -59,11 +60,14 @@ def keep_snapshots(workdir: Path, period: int) -> None:
 def kept_snapshots(workdir: str | Path) -> set[int]:
     """Returns the steps that `keep_snapshots` has noted; all that there are if the note is damaged."""
     try:
-        return set(map(int, json.loads((Path(workdir) / KEPT).read_bytes())))
+        kept = strict_json.loads((Path(workdir) / KEPT).read_bytes())
+        if isinstance(kept, list) and all(type(step) is int for step in kept):
+            return set(kept)
     except FileNotFoundError:
         return set()
-    except (OSError, ValueError, TypeError, RecursionError):
-        return set(steps(workdir))
+    except (OSError, ValueError):
+        pass
+    return set(steps(workdir))
 
 
 def shown(manager: "ocp.CheckpointManager", step: int) -> str:

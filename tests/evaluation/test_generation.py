@@ -53,6 +53,26 @@ def test_more_images_continue_where_fewer_ended(arguments, one_device, tmp_path,
     assert grid.size[0] >= 4 * 10 and np.asarray(grid).std() > 10
 
 
+def test_shards_that_are_of_another_shape_are_drawn_again(arguments, one_device, tmp_path):
+    sample.main(arguments("--num", 8, "--out", tmp_path / "a"), one_device)
+    path, before = tmp_path / "a/samples_0000000.npz", generation.read_shards(tmp_path / "a")
+    shard = dict(np.load(path))
+    twins = [{"samples": shard["samples"][:, :4]}, {"samples": shard["samples"][1:]}, {"nfe": shard["nfe"][:2]}]
+    twins += [{"samples": shard["samples"].astype(np.float32)}, {"nfe": shard["nfe"] * np.nan}]
+    for twin in twins:
+        np.savez(path, **shard | twin)
+        sample.main(arguments("--num", 8, "--out", tmp_path / "a"), one_device)
+        np.testing.assert_array_equal(generation.read_shards(tmp_path / "a"), before)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"settings": [1]}', "[" * 10**5, "{}", "null"])
+def test_a_folder_with_a_damaged_note_is_not_taken(content, tmp_path):
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(config.ConfigError, match="can't be used .*; name another folder"):
+        generation.claim_folder(tmp_path, {"seed": 0})
+    assert (tmp_path / "samples.json").read_text() == content
+
+
 def test_a_folder_keeps_its_samples(arguments, one_device, tmp_path):
     sample.main(arguments("--num", 2, "--out", tmp_path / "a"), one_device)
     before = (tmp_path / "a/samples_0000000.npz").read_bytes()

@@ -159,7 +159,12 @@ def test_a_damaged_file_is_computed_again(content, format, tmp_path):
         assert results.path(("x",)).read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", ["[]", '{"done": "x", "crc": 0}', '{"done": null, "crc": 0}', "[" * 100_000])
+STATES = ['{"done": -1, "crc": 0}', '{"done": 1.5, "crc": 0}', '{"done": 1e999, "crc": 0}', '{"done": true, "crc": 0}']
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"done": "x", "crc": 0}', '{"done": null, "crc": 0}', "[" * 100_000, *STATES]
+)
 def test_damaged_chunks_begin_again(content, tmp_path):
     (tmp_path / "a.json").write_text(content)
     assert Chunks(tmp_path / "a.json", {}, {"done": 0, "crc": 0}).state == {"done": 0, "crc": 0}
