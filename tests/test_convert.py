@@ -78,7 +78,7 @@ def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
         str(workdir),
     ]
     configuration = commands.tiny(**settings)
-    start = step.from_config(configuration, one_device).create(jax.random.key(0))
+    start = jax.jit(step.from_config(configuration, one_device).create)(jax.random.key(0))
     start = dataclasses.replace(start, step=jnp.int32(7), ema_updates=jnp.int32(5))
     torch_file.write(tmp_path / "digits.pth", torch_checkpoint.state_to_torch(start, configuration))
     convert.main([*common, "--from", str(tmp_path / "digits.pth")], one_device)

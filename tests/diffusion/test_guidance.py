@@ -1,9 +1,12 @@
 """Controllable generation on data whose conditional laws are known, and the way to latents and back."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.environment import OPTIMIZED
 from support.gaussian import SDES, SHAPE, Gaussian
 
 from score_st.diffusion import correctors, guidance, predictors, probability_flow, samplers
@@ -43,7 +46,7 @@ def test_inpainting_draws_from_the_conditional_law(name):
     mask = jnp.array([1.0, 0.0])[None, :, None]
     images = jnp.where(mask > 0, images, 7.0)  # nothing of the unknown pixel is used
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMIZED)
     def draw(keys):
         return CORRECTED(score, diffusion, keys, (1, 2, 1), project=guidance.inpaint(diffusion, images, mask))[0]
 
@@ -59,9 +62,8 @@ def test_colours_have_the_grey_values_that_were_given():
     diffusion, grey = SDES["vpsde"], 0.4
     score = correlated(diffusion, jnp.eye(3) + 0.5)
     images = jnp.full((len(keys), 1, 1, 3), grey)
-    run = jax.jit(
-        lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colorize(diffusion, images))
-    )
+    draw = lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colorize(diffusion, images))
+    run = jax.jit(draw, compiler_options=OPTIMIZED)
     x = np.asarray(run(keys)[0]).reshape(-1, 3)
     np.testing.assert_allclose(x.mean(1), grey, atol=0.02)
     # orthogonal to the grey axis, mix is the identity

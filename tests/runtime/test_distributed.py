@@ -25,11 +25,9 @@ COMMAND += ["--config.training.averages=4"]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment():
     """That of all processes here, which share what is compiled."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    more = dict(JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", XLA_FLAGS=QUICK)
-    return os.environ | more
+    return os.environ | dict(XLA_FLAGS=QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.commands import SMALL, TINY, overrides
+from support.environment import QUICK
 from support.processes import await_step, ended, final_state, start
 
 from score_st import config, train
@@ -26,6 +27,7 @@ LONG = dict(training__n_iters=100_000, training__snapshot_freq=100_000, training
 LONG |= dict(training__eval_freq=100_000, training__eval_images=0, data__num_threads=1)
 
 
+ALONE = os.environ | dict(XLA_FLAGS=QUICK)  # one device
 TRAIN = "from score_st import train; from score_st.runtime import cli; cli.run(train.main)"
 
 
@@ -47,9 +49,7 @@ def test_a_signal_saves(tmp_path, sent):
     run = tmp_path / "run"
     default = "signal.SIG_DFL" if sent == signal.SIGHUP else "signal.default_int_handler"  # as on a terminal
     code = f"import signal; signal.signal({int(sent)}, {default})\n{TRAIN}"
-    process = start(
-        os.environ, sys.executable, "-c", code, *[word for word in words(run, **LONG) if word != "--quiet"]
-    )
+    process = start(ALONE, sys.executable, "-c", code, *[word for word in words(run, **LONG) if word != "--quiet"])
     await_step(process, run, 3)
     began = time.monotonic()
     process.send_signal(sent)
@@ -63,7 +63,7 @@ def test_a_signal_saves(tmp_path, sent):
 def test_sighup_stays_ignored_under_nohup(tmp_path):
     run = tmp_path / "run"
     process = start(
-        os.environ, "nohup", sys.executable, "-m", "score_st.train", *words(run, **LONG | dict(training__n_iters=30))
+        ALONE, "nohup", sys.executable, "-m", "score_st.train", *words(run, **LONG | dict(training__n_iters=30))
     )
     await_step(process, run, 2)
     process.send_signal(signal.SIGHUP)
@@ -111,7 +111,7 @@ def test_an_image_that_vanishes_costs_no_step(tmp_path, one_device):
 def test_a_workdir_that_vanishes_is_one_line(tmp_path):
     """And does not come back without its configuration."""
     run = tmp_path / "run"
-    process = start(os.environ, sys.executable, "-c", TRAIN, *words(run, **LONG))
+    process = start(ALONE, sys.executable, "-c", TRAIN, *words(run, **LONG))
     await_step(process, run, 3)
     run.rename(tmp_path / "elsewhere")
     assert ended(process) == (74, f"error: {run}: is gone; what was saved stays\n")
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(tmp_path
         pytest.skip("may not mount")
     try:
         run, settings = disk / "run", dict(training__n_iters=4, training__eval_images=0)
-        code, output = ended(start(os.environ, sys.executable, "-c", TRAIN, *words(run, **settings)))
+        code, output = ended(start(ALONE, sys.executable, "-c", TRAIN, *words(run, **settings)))
         assert (code, output) == (74, f"error: {run}: No space left on device; what was saved stays\n")
         assert not list(run.rglob("*tmp*")) and not saved(run)
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)

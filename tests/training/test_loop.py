@@ -205,7 +205,7 @@ def test_devices_change_nothing(digits, tmp_path):
     """Bits/dim on 1 and 2 devices to the bit, and samples on 1, 2 and 8 in batches of 1, 7 and 64."""
     c = tiny(eval__rtol=1e-2, eval__atol=1e-2, sampling__method="pc", model__num_scales=5, sampling__group=4)
     exp = dataclasses.replace(DiffusionModel.from_config(c), network=Small())
-    params = exp.init(jax.random.key(0))
+    params = jax.jit(exp.init)(jax.random.key(0))
     nll, generate = jax.jit(image_terms.from_config(c, exp).nll), generation.generator(c, exp, seed=1)
     results, samples = [], []
     for n, batch in ((1, 1), (2, 7), (8, 64)):
