@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_st.config import ConfigError, Table
-from score_st.data import array_datasets, image_datasets
+from score_st.data import array_datasets, containers, image_datasets, parquet
 from score_st.data.files import MissingFiles
 from score_st.data.images import Images, LazyImages
 from score_st.runtime import local_cache, storage
@@ -111,6 +111,13 @@ ENTRIES = {
     ),
     "PHOTOS": Dataset(array_datasets.read_photos, "should be a folder of photographs"),
     "FOLDER": Dataset(image_datasets.read_folder, "should be a folder of images"),
+    "ZIP": Dataset(containers.read_zip, "should be a zip file of images, or a folder of them"),
+    "WEBDATASET": Dataset(
+        containers.read_webdataset, "should be a folder of tar files (not compressed), each sample an image and X.cls"
+    ),
+    "PARQUET": Dataset(
+        parquet.read_parquet, "should be a folder of Parquet files with a column image, as the hub's data/ is"
+    ),
     "NPY": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
     "NPZ": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
     "ARRAYRECORD": Dataset(image_datasets.read_array_record, "should be a folder of ArrayRecord files", reads_gs=True),

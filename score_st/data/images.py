@@ -371,10 +371,16 @@ def decoder(
     return lambda content: arrange(decode(content, channels), size)
 
 
-def lazy_files(config: ConfigDict, root: Path, names: list[str], decode: Callable[[bytes], np.ndarray]) -> LazyImages:
+def lazy_files(
+    config: ConfigDict,
+    root: Path,
+    names: list[str],
+    decode: Callable[[bytes], np.ndarray],
+    labels: Int[np.ndarray, " N"] | None = None,
+) -> LazyImages:
     """Returns the images of encoded files below `root`."""
     read = lambda i: read_bytes(root / names[i])
-    return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode)
+    return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode, labels=labels)
 
 
 def lazy_parts(
@@ -382,6 +388,7 @@ def lazy_parts(
     paths: list[Path],
     parts: list[tuple[int, int, int]],
     decode: Callable[[bytes], np.ndarray],
+    labels: Int[np.ndarray, " N"] | None = None,
 ) -> LazyImages:
     """Returns the images that are parts of files, each given by (number of its path, offset, size)."""
     table = np.array(parts, np.int64).reshape(-1, 3)
@@ -392,4 +399,5 @@ def lazy_parts(
             file.seek(offset)
             return file.read(size)
 
-    return lazy_images(config, len(table), read, lambda i: f"{paths[table[i, 0]]}, image {i}", decode)
+    name = lambda i: f"{paths[table[i, 0]]}, image {i}"
+    return lazy_images(config, len(table), read, name, decode, labels=labels)

@@ -1,12 +1,17 @@
 """The classes of images, where a data set has them."""
 
 import dataclasses
+import json
+import re
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 
 from score_st.array_types import Int, Shaped, UInt8
 from score_st.config import ConfigError
+
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")  # of columns, the first that is there
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,3 +86,44 @@ def labeled(
     """Returns an array of images with its labels, or as it is where there are none; see `class_numbers`."""
     numbers = class_numbers(labels, len(images), name)
     return images if numbers is None else LabeledImages(images, numbers)
+
+
+def classes_of(folders: Iterable[str]) -> list[str]:
+    """Returns the names of folders that are classes, sorted: two or more, and not 00000, 00001, … of tools."""
+    names = sorted(set(folders))
+    return [] if len(names) < 2 or all(re.fullmatch(r"\d{5}", name) for name in names) else names
+
+
+def labels_of_files(
+    names: list[str], classes: list[str], listed: bytes | None, source: str
+) -> Int[np.ndarray, " N"] | None:
+    """Returns the labels of image files: those that dataset.json lists, or else the numbers of their folders.
+
+    Args:
+      names: of the images, "folder/name.png".
+      classes: of all splits, see `classes_of`: a label is the place of an image's first folder there, if all have one.
+      listed: the content of dataset.json, which StyleGAN's and EDM's tools write: {"labels": [[name, 3], …]}, or null
+        for none. An image that it leaves out has no class.
+      source: the path of dataset.json, in errors.
+
+    Raises:
+      ConfigError: dataset.json is damaged, or has labels that are not whole numbers.
+    """
+    if listed is not None:
+        try:
+            pairs = json.loads(listed).get("labels")
+            table = {name.replace("\\", "/"): label for name, label in pairs or []}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f'{source}: should be {{"labels": [["folder/name.png", 3], ...]}} ({error})') from error
+        return class_numbers([table.get(name) for name in names], len(names), source) if table else None
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = [numbers.get(name.partition("/")[0]) if "/" in name else None for name in names]
+    return None if None in labels else class_numbers(labels, len(names), source)
+
+
+def joined(parts: list[Int[np.ndarray, " _"] | None], counts: list[int]) -> Int[np.ndarray, " N"] | None:
+    """Joins the labels of several files, of which some may have none; `counts` are their numbers of images."""
+    if all(part is None for part in parts):
+        return None
+    pairs = zip(parts, counts, strict=True)
+    return np.concatenate([np.full(count, -1, np.int32) if part is None else part for part, count in pairs])
