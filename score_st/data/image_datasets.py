@@ -37,7 +37,7 @@ from score_st.data.images import (
     resize_lsun,
     resize_square,
 )
-from score_st.data.labels import classes_of, labels_of_files
+from score_st.data.labels import class_numbers, classes_of, joined, labels_of_files
 from score_st.runtime import storage
 
 
@@ -99,7 +99,12 @@ def read_stl10(config: ConfigDict, split: str) -> LazyImages:
         pixels = np.frombuffer(content, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # stored column by column
         return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
-    return lazy_parts(config, paths, parts, decode)
+    counts, labels = [-(-path.stat().st_size // length) for path in paths], list[np.ndarray | None]()
+    for path, count in zip(paths, counts, strict=True):
+        classes = path.with_name(path.name.replace("_X", "_y"))  # of labeled images, 1 ... 10
+        numbers = np.fromfile(classes, np.uint8).astype(np.int32) - 1 if classes.is_file() else None
+        labels.append(class_numbers(numbers, count, str(classes)))
+    return lazy_parts(config, paths, parts, decode, joined(labels, counts))
 
 
 @functools.cache  # a process may not open one twice
