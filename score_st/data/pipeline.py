@@ -50,7 +50,13 @@ def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
     copy = decoded_cache.open_copy(config, split, read) if data.prepared else None
     images = read() if copy is None else copy
     _, height, width, channels = images.shape
-    for key, size in (("image_size", height), ("image_size", width), ("num_channels", channels)):
+    if height != width:
+        short, long = sorted((height, width))
+        raise ConfigError(
+            f"config.data.image_size: {data.dataset} has images of {height}x{width}, and networks take squares; "
+            f"cropping them to {short}x{short} or framing them to {long}x{long} would do"
+        )
+    for key, size in (("image_size", height), ("num_channels", channels)):
         if data[key] != size:
             raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")
     if images.max() >= data.num_levels:

@@ -215,12 +215,17 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
     return float(np.concatenate(evaluations).mean())
 
 
-def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the images of a folder of shards, or the first `num` of them."""
-    images: list[np.ndarray] = []
+def shards(folder: Path, num: int | None = None) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+    """Yields the images of each file of a folder of shards, up to the first `num` in all."""
     count = 0
     for path in sorted(folder.glob("samples_*.npz")):
         if num is None or count < num:
-            images.append(np.load(path)["samples"])
-            count += len(images[-1])
-    return np.concatenate(images)[:num]
+            with np.load(path) as file:
+                images = file["samples"][: None if num is None else num - count]
+            count += len(images)
+            yield images
+
+
+def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
+    """Returns the images of a folder of shards, or the first `num` of them."""
+    return np.concatenate(list(shards(folder, num)))

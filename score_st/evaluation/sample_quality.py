@@ -19,6 +19,7 @@ from score_st.data.images import Images
 from score_st.evaluation import distances, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
+from score_st.reporting import pictures
 from score_st.runtime import mirror, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
@@ -168,8 +169,7 @@ def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: An
     if images.max() >= levels:
         limit = f"should be below config.data.num_levels={levels}"
         raise ConfigError(f"{source}: has values up to {images.max()}; {limit}")
-    table = np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)
-    return images if levels == 256 else table[np.asarray(images)]
+    return images if levels == 256 else pictures.to_bytes(np.asarray(images), levels)
 
 
 def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UInt8[np.ndarray, "N H W C"]]:

@@ -28,7 +28,7 @@ def test_impossible_data(change, message):
 
 def test_images_that_are_not_square(tmp_path):
     np.save(tmp_path / "all.npy", noise(4, 8, 10, 3))
-    with pytest.raises(ConfigError, match="config.data.image_size: NPY has 10, not 8"):
+    with pytest.raises(ConfigError, match="8x10, .*; cropping them to 8x8 or framing them to 10x10"):
         pipeline.load(settings("NPY", tmp_path / "all.npy", image_size=8), "train")
 
 
