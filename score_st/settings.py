@@ -90,6 +90,7 @@ TRAINING: Section = dict(
     remat=("none", ENTRY, "ours: what the backward pass recomputes: none, elementwise or blocks"),
     n_jitted_steps=(1, COUNT, "ours: steps per dispatch"),
     grace=(25.0, POSITIVE, "ours: seconds in which a run that is stopped saves and ends"),
+    loggers=("tensorboard", NAME, "ours: beside metrics.jsonl: some of tensorboard, csv and wandb, with commas"),
     profile_steps=("", PERIOD, "ours: steps A-B that JAX's profiler traces, such as 100-110; empty: none"),
     averages=(0, whole(0, most=10_000), "ours: averages stored, from which --ema makes any width; 0: none"),
     truncation_time=(1e-5, TIME, "ε, the smallest time"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_st.array_types import Int
+from score_st.array_types import Int, UInt8
+from score_st.config import ConfigError
 from score_st.data.files import (
     LIST,
     SPLIT_NAMES,
@@ -18,12 +19,14 @@ from score_st.data.files import (
     container_files,
     folder_of,
     held_out,
+    image_files,
     is_picture,
     note,
     note_ignored,
+    read_bytes,
     reading,
 )
-from score_st.data.images import LazyImages, decoder, lazy_images, lazy_parts, resize_square
+from score_st.data.images import LazyImages, decode_image, decoder, lazy_images, lazy_parts, resize_square
 from score_st.data.labels import LABEL_NAMES, class_numbers, classes_of, joined, labels_of_files
 
 LARGEST = 2**28  # bytes of a picture in a zip file: one that claims more is not unpacked
@@ -126,6 +129,35 @@ def read_zip(config: ConfigDict, split: str) -> LazyImages:
 
     classes = None if labels is None else labels[numbers]
     return lazy_images(config, len(numbers), read, name, decoder(config, resize_square), labels=classes)
+
+
+def pictures(path: Path, size: int, channels: int) -> LazyImages:
+    """Returns the pictures of a folder or a zip file, in the order of their names, as they are.
+
+    Args:
+      path: a folder, or a zip file.
+      size: height and width that each has to have.
+      channels: 1 or 3; others are converted.
+
+    Raises:
+      ConfigError: it can't be read, or has no pictures.
+    """
+    if path.is_dir():
+        names = image_files(path)
+        read = lambda name: read_bytes(path / name)
+    else:
+        opened = _Zip.open(path)
+        names, read = opened.names, opened.read
+    if not names:
+        raise ConfigError(f"{path}: has no pictures")
+
+    def decode(content: bytes) -> UInt8[np.ndarray, "H W C"]:
+        image = np.asarray(decode_image(content, channels))
+        return image.reshape(*image.shape[:2], channels)
+
+    shape = len(names), size, size, channels
+    name, nothing = lambda i: f"{path}/{names[i]}", np.empty((0, *shape[1:]), np.uint8)
+    return LazyImages(shape, lambda i: read(names[i]), name, decode, nothing, np.zeros(len(names), bool))
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -52,9 +52,7 @@ def test_more_images_continue_where_fewer_ended(arguments, one_device, tmp_path,
     with zipfile.ZipFile(tmp_path / "8.zip") as archive:
         assert archive.namelist() == [f"{i:06d}.png" for i in range(8)]
         np.testing.assert_array_equal(Image.open(io.BytesIO(archive.read("000007.png"))), stretched[7])
-    with pytest.raises(
-        config.ConfigError, match="--png .*png: has other files, such as 000008.png; name a new folder"
-    ):
+    with pytest.raises(config.ConfigError, match="has other files, such as 000008.png; name a new folder"):
         sample.main(arguments("--num", 8, "--out", tmp_path / "a", "--png", tmp_path / "png"), one_device)
     assert (len(few), len(many)) == (8, 14)
     np.testing.assert_array_equal(few, many[:8])
