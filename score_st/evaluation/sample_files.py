@@ -136,6 +136,8 @@ def arrays_of(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                     formats = np.lib.format
                     first = formats.read_magic(file) == (1, 0)
                     shape, _, dtype = (formats.read_array_header_1_0 if first else formats.read_array_header_2_0)(file)
+                if dtype.hasobject:
+                    raise ValueError(f"{name} has Python objects")
                 found[name.removesuffix(".npy")] = (shape, dtype)
         return found
     except Exception as error:

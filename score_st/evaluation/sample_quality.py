@@ -200,9 +200,11 @@ def read_samples(workdir: Path, path: str | None, data: ConfigDict) -> tuple[Pat
     if images := pictures_at(data, source):
         return source, images
     files = shards if source.is_dir() else [source]
-    if not files or (opened := sample_files.shards(files, data.num_levels)) is None:
-        raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
-    return source, opened
+    if files and (opened := sample_files.shards(files, data.num_levels)):
+        return source, opened
+    for file in files:
+        read(file, data.num_levels)  # which says what it has
+    raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
 
 
 def check_size(config: ConfigDict, source: Any, arrays: dict[str, Any]) -> None:
@@ -329,8 +331,8 @@ def evaluate(
         raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")
     if request.repeats > 1 and "fid" not in request.metrics:
         raise ConfigError(f"--repeats {request.repeats}: divides the samples for fid, which --metrics lacks")
-    params, digest = extractor.weights(request.weights)
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
+    params, digest = extractor.weights(request.weights)
     with jax.default_matmul_precision("highest"):
         features = features or Features.on_devices(extractor.network(resizing), params, mesh, batch_size)
         values = compute(request, features, images, reference)
