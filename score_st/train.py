@@ -20,7 +20,7 @@ from score_st.planning import utilization
 from score_st.reporting import page
 from score_st.runtime import cli, endings, lease, memory, mirror, places, sharding, storage
 from score_st.runtime.workdir import CONVERTED, check_same, claim_workdir, write_text
-from score_st.training import checkpoints, loop, optimizer, saved_steps
+from score_st.training import checkpoints, loggers, loop, optimizer, saved_steps
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 
@@ -111,6 +111,7 @@ def train(
     """
     devices, workdir = None if mesh is None else list(mesh.devices.flat), places.meant(workdir)
     check(config)
+    loggers.names(config)
     step_config = stepping.from_config(config, sharding.mesh(config.training.fsdp, devices))
     asked = f"config.training.batch_size={config.training.batch_size} with config.model.nf={config.model.nf}"
     memory.check(step_config.mesh, asked, step_config.least_bytes(config.training.batch_size))

@@ -163,13 +163,13 @@ def idx_targets() -> list[Target]:
     """Fashion-MNIST."""
     import gzip
 
-    from score_st.data import array_datasets
+    from score_st.data import idx
 
     content = image_files.idx(image_files.noise(3, 28, 28))
 
     def read(path: Path) -> Any:
         config = image_files.settings("FASHION_MNIST", path.parent, num_channels=1)
-        found = array_datasets.read_fashion_mnist(config, "train")
+        found = idx.read_fashion_mnist(config, "train")
         sound(found.dtype == np.uint8 and found.shape[1:] == (32, 32, 1), "no images")
         return {"images": found}
 

@@ -18,6 +18,7 @@ from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
 from score_st.data.images import Images, LazyImages, remarks
+from score_st.data.labels import labels_of
 from score_st.reporting import image_grid
 from score_st.runtime import cli, mirror, places, progress
 from score_st.runtime.workdir import write_text
@@ -65,6 +66,8 @@ def survey(images: Images, label: str) -> dict[str, Any]:
         raise ConfigError(f"{len(broken)} of {len(images)} images of {label} are broken: {'; '.join(broken[:3])}")
     values, share = np.arange(256), histogram / histogram.sum(1, keepdims=True)
     mean, present = share @ values, np.flatnonzero(histogram.sum(0))
+    labels = labels_of(images)
+    classes = {} if labels is None else {"classes": int(labels.max()) + 1, "without_class": int((labels < 0).sum())}
     return {
         "count": len(images),
         "shape": list(images.shape[1:]),
@@ -75,6 +78,7 @@ def survey(images: Images, label: str) -> dict[str, Any]:
         "crc32": f"{crc:08x}",
         "repeated": len(images) - len(hashes),
         "remarks": dict(counts),
+        **classes,
         "seconds": round(time.perf_counter() - start, 2),
     }
 

@@ -18,8 +18,10 @@ from score_st.data.files import note
 from score_st.data.images import CheckedImages, Images, LazyImages
 from score_st.runtime import endings, local_cache, numpy_files, progress, storage
 from score_st.runtime.resumable import Chunks
+from score_st.runtime.workdir import write_text
 
 CHUNK = 256  # images that have a checksum together, and are written between two entries of the progress file
+LABELS = ".labels.npy"  # of the classes, beside the copy
 MEANING = ("dataset", "dir", "category", "tfrecords_path", "image_size", "num_channels")  # keys the copy depends on
 
 
@@ -41,16 +43,18 @@ def open_copy(config: ConfigDict, split: str, original: Callable[[], Images]) ->
     Raises:
       ConfigError: the copy is damaged, or of other settings or images. Damaged images are found when they are read.
     """
-    path = copy_path(config, split)
+    path, url = copy_path(config, split), ""
+    fetch = lambda suffix: local_cache.copied(url + suffix, config.data.local_cache, config.storage.patience)
     if storage.scheme(config.data.prepared):
-        url, cache = storage.join(config.data.prepared, path.name), config.data.local_cache
+        url = storage.join(config.data.prepared, path.name)
         try:
-            copies = [local_cache.copied(url + suffix, cache, config.storage.patience) for suffix in (".npy", ".json")]
+            path = [fetch(suffix) for suffix in (".npy", ".json")][0].with_suffix("")
         except FileNotFoundError:
             return None
-        path = copies[0].with_suffix("")
     try:
         about = strict_json.loads(path.with_suffix(".json").read_bytes())
+        if url and "labels" in about:
+            fetch(LABELS)
         images = numpy_files.map_npy(path.with_suffix(".npy"))
         settings, shape, done = dict(about["settings"]), about["shape"], about["done"]
         if list(images.shape) != shape or images.dtype != np.uint8 or done != shape[0]:
@@ -76,7 +80,13 @@ def _checked(path: Path, images: np.ndarray, about: dict[str, Any]) -> CheckedIm
     checksums, chunk = [int(value) for value in about["checksums"]], int(about["chunk"])
     if chunk < 1 or len(checksums) != -(-len(images) // chunk):
         raise ValueError(f"it has {len(checksums)} checksums for {len(images)} images")
-    return CheckedImages(images, str(path), checksums, chunk, np.zeros(len(checksums), bool))
+    labels = None
+    if "labels" in about:
+        labels = np.array(numpy_files.map_npy(path.with_suffix(LABELS)))
+        fits = labels.shape == (len(images),) and labels.dtype == np.int32
+        if not fits or zlib.crc32(labels.data) != about["labels"]:
+            raise ValueError("its labels are damaged")
+    return CheckedImages(images, str(path), checksums, chunk, np.zeros(len(checksums), bool), labels)
 
 
 def _is_copy(copy: CheckedImages, original: Callable[[], Images]) -> bool:
@@ -131,6 +141,10 @@ def write_copy(config: ConfigDict, split: str, images: LazyImages, chunk_size: i
 
             for first in range(start, len(images), chunk_size):
                 loop(chunks((first,), functools.partial(write_chunk, first))["done"])
+        if images.labels is not None:
+            np.save(path.with_suffix(LABELS), images.labels)
+            about = strict_json.loads(entries.read_bytes()) | {"labels": zlib.crc32(images.labels.data)}
+            write_text(entries, strict_json.dumps(about))
         part.replace(path.with_suffix(".npy"))
         entries.replace(path.with_suffix(".json"))
     except OSError as error:

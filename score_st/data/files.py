@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from score_st.array_types import Int
 from score_st.config import ConfigError
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  # as files and folders have them
+LIST = "dataset.json"  # the labels of a folder of images
 
 
 # of Pillow's formats, those that it finds but can't decode, or hands to another program (Ghostscript) or an open list
@@ -114,32 +116,122 @@ def is_picture(name: str) -> bool:
     return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in known
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of the splits in `root`, by "train" and "test", whatever the case of their names.
+def choose_splits(root: Path, folders: list[str]) -> dict[str, str]:
+    """Returns the names of the splits among those of folders, by "train" and "test", whatever their case.
 
-    The first of the names in SPLIT_NAMES is taken; others are ignored, and that is said.
+    The first of the names in SPLIT_NAMES is taken.
 
     Raises:
       ConfigError: one name is there in two cases.
     """
-    with os.scandir(root) as entries:
-        is_folder = {entry.name: entry.is_dir() for entry in entries}
-    folders = {name: root / name for name in sorted(is_folder) if is_folder[name]}
     found = {
-        split: [folders[key] for name in names for key in folders if key.lower() == name]
+        split: [key for name in names for key in sorted(folders) if key.lower() == name]
         for split, names in SPLIT_NAMES.items()
     }
-    for paths in found.values():
-        for first, second in zip(paths, paths[1:], strict=False):
-            if first.name.lower() == second.name.lower():
-                raise ConfigError(f"{root}: has {first.name} and {second.name}; should have one of them")
-    used = {split: paths[0] for split, paths in found.items() if paths}
-    others = sorted(is_folder.keys() - {path.name for path in used.values()})
-    if used and (beside := [name for name in others if not name.startswith(".")]):
+    for keys in found.values():
+        for first, second in zip(keys, keys[1:], strict=False):
+            if first.lower() == second.lower():
+                raise ConfigError(f"{root}: has {first} and {second}; should have one of them")
+    return {split: keys[0] for split, keys in found.items() if keys}
+
+
+def note_ignored(root: Path, names: list[str], used: list[str]) -> None:
+    """Says which of the names that are not hidden are not used."""
+    if beside := [name for name in sorted(set(names) - set(used)) if not name.startswith(".")]:
         more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
-        both = " and ".join(path.name for path in used.values())
-        note(f"{root}: ignored {', '.join(beside[:3])}{more} beside {both}")
+        note(f"{root}: ignored {', '.join(beside[:3])}{more} beside {' and '.join(used)}")
+
+
+def folder_of(root: Path, splits: dict[str, str], split: str) -> str:
+    """Returns the folder of a split, "" if there are no `splits`; raises MissingFiles if there is only the other."""
+    if splits and split not in splits:
+        raise MissingFiles(f"{root}: has {' and '.join(splits.values())}, but no {' or '.join(SPLIT_NAMES[split])}")
+    return splits.get(split, "")
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """Returns the names of the folders of the splits in `root`, see `choose_splits`; says which others are ignored."""
+    with os.scandir(root) as entries:
+        is_folder = {entry.name: entry.is_dir() for entry in entries}
+    used = choose_splits(root, [name for name in is_folder if is_folder[name]])
+    if used:
+        note_ignored(root, list(is_folder), list(used.values()))
     return used
+
+
+def subfolders(root: Path) -> list[str]:
+    """Returns the names of the folders in `root`, linked ones too, without hidden ones."""
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def files_of_split(root: Path, names: list[str], split: str) -> tuple[list[str], bool]:
+    """Returns the files of a split, by a word of their own names or else of their folders, from the inside out.
+
+    Words are separated by anything but letters, in any case: train-00000-of-00002, cifar10_test, default/train/0000.
+
+    Args:
+      root: of the names, in notes.
+      names: relative to `root`.
+      split: "train" or "test".
+
+    Returns:
+      Its files, and whether they are those of this split alone. If not, the test set is to be held out: files that
+      name no split are for both, and so are those of "train" if none is of "test".
+    """
+    words = {word for names in SPLIT_NAMES.values() for word in names}
+
+    def word(name: str) -> str:
+        for part in reversed(Path(name.lower()).parts):
+            if found := [word for word in re.split("[^a-z]+", part) if word in words]:
+                return found[0]
+        return ""
+
+    by_word: dict[str, list[str]] = {}
+    for name in names:
+        by_word.setdefault(word(name), []).append(name)
+    used = choose_splits(root, list(by_word))
+    if "train" not in used:
+        return names, False
+    note_ignored(root, [by_word[key][0] for key in by_word if key not in used.values()], list(used.values()))
+    return by_word[used.get(split, used["train"])], "test" in used
+
+
+def check_numbered(files: list[str]) -> None:
+    """Raises ConfigError if files are missing from a numbered set, such as train-00000-of-00002.parquet alone."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)([^/]*)", file):
+            numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, total), present in numbers.items():
+        if missing := sorted(set(range(total)) - present):
+            raise ConfigError(f"{stem}: {len(missing)} of {total} files are missing, the first is number {missing[0]}")
+
+
+def container_files(config: ConfigDict, ending: str, split: str) -> tuple[list[Path], bool]:
+    """Returns the files below data.dir that hold the images of a split, or data.dir itself; see `files_of_split`.
+
+    Args:
+      config: the whole configuration.
+      ending: of the files' names.
+      split: "train" or "test".
+
+    Raises:
+      MissingFiles: there are none.
+      ConfigError: files are missing from a numbered set.
+    """
+    root = find(config)
+    if root.is_file():
+        return [root], False
+    paths = (
+        path.relative_to(root) for path in root.rglob("*") if path.name.lower().endswith(ending) and path.is_file()
+    )
+    names = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        raise MissingFiles(f"config.data.dir={config.data.dir!r}: no *{ending} there")
+    check_numbered([str(root / name) for name in names])
+    names, own = files_of_split(root, names, split)
+    return [root / name for name in names], own
 
 
 def image_files(root: Path) -> list[str]:
@@ -167,6 +259,8 @@ def image_files(root: Path) -> list[str]:
                     inside.append(name)
                 elif entry.is_dir():
                     links.append(name)
+                elif name == LIST:  # is read for the labels
+                    continue
                 elif not is_picture(name):
                     ignored[os.path.splitext(name)[1].lower() or "without an ending"] += 1
                 elif entry.is_file() or not os.path.exists(entry.path):  # a link to nothing is missing when it is read

@@ -1,8 +1,6 @@
 """Readers of data sets of encoded images: `(config, split) -> LazyImages`, see `datasets.Dataset`."""
 
 import functools
-import re
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,22 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_st.array_types import UInt8
-from score_st.config import ConfigError
 from score_st.data import tfrecord
-from score_st.data.files import SPLIT_NAMES, MissingFiles, find, held_out, image_files, note, reading, split_folders
+from score_st.data.containers import tar_members
+from score_st.data.files import (
+    LIST,
+    SPLIT_NAMES,
+    check_numbered,
+    find,
+    folder_of,
+    held_out,
+    image_files,
+    note,
+    read_bytes,
+    reading,
+    split_folders,
+    subfolders,
+)
 from score_st.data.images import (
     LazyImages,
     decode_as_tensorflow,
@@ -26,6 +37,7 @@ from score_st.data.images import (
     resize_lsun,
     resize_square,
 )
+from score_st.data.labels import class_numbers, classes_of, joined, labels_of_files
 from score_st.runtime import storage
 
 
@@ -33,18 +45,19 @@ def read_folder(config: ConfigDict, split: str) -> LazyImages:
     """Reads the user's folder of images, with or without subfolders: central squares, resized by Lanczos's filter.
 
     Subfolders train and test (or valid, validation, val), in any case, are the splits; without them a fixed random
-    tenth is the test set. See `files.image_files` for what is read.
+    tenth is the test set. See `files.image_files` for what is read, and `labels.labels_of_files` for the classes.
     """
-    root = find(config)
-    splits = split_folders(root)
-    if splits and split not in splits:
-        there = " and ".join(path.name for path in splits.values())
-        raise MissingFiles(f"{root}: has {there}, but no {' or '.join(SPLIT_NAMES[split])}")
-    root = splits.get(split, root)
+    top = find(config)
+    splits = split_folders(top)
+    root = top / folder_of(top, splits, split)
     names = image_files(root)
+    folders = [name for part in splits.values() or ("",) for name in subfolders(top / part)]
+    listed = read_bytes(root / LIST) if (root / LIST).is_file() else None
+    labels = labels_of_files(names, classes_of(folders), listed, str(root / LIST))
     if names and not splits:
-        names = [names[i] for i in held_out(len(names), split)]
-    return lazy_files(config, root, names, decoder(config, resize_square))
+        part = held_out(len(names), split)
+        names, labels = [names[i] for i in part], None if labels is None else labels[part]
+    return lazy_files(config, root, names, decoder(config, resize_square), labels)
 
 
 def read_celeba(config: ConfigDict, split: str) -> LazyImages:
@@ -67,11 +80,8 @@ def read_imagenet32(config: ConfigDict, split: str) -> LazyImages:
     decode = decoder(config, resize_square)
     if path.is_dir():
         return lazy_files(config, path, image_files(path), decode)
-    parts = []
-    with reading(path), tarfile.open(path, "r:") as tar:
-        while member := tar.next():
-            parts += [(0, member.offset_data, member.size)] if member.isfile() else []
-            tar.members = []  # type: ignore[attr-defined]  # a million of them take gigabytes
+    with reading(path):
+        parts = [(0, offset, size) for _, offset, size in tar_members(path)]
     return lazy_parts(config, [path], parts, decode)
 
 
@@ -89,7 +99,13 @@ def read_stl10(config: ConfigDict, split: str) -> LazyImages:
         pixels = np.frombuffer(content, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # stored column by column
         return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
-    return lazy_parts(config, paths, parts, decode)
+    counts, labels = [-(-path.stat().st_size // length) for path in paths], list[np.ndarray | None]()
+    for path, count in zip(paths, counts, strict=True):
+        classes = path.with_name(path.name.replace("_X", "_y"))  # of labeled images, 1 ... 10
+        with reading(classes):
+            numbers = np.fromfile(classes, np.uint8).astype(np.int32) - 1 if classes.is_file() else None
+        labels.append(class_numbers(numbers, count, str(classes)))
+    return lazy_parts(config, paths, parts, decode, joined(labels, counts))
 
 
 @functools.cache  # a process may not open one twice
@@ -186,13 +202,7 @@ def _array_record_counts(files: list[str]) -> list[int]:
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    numbers: dict[tuple[str, int], set[int]] = {}
-    for file in files:
-        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)", file):
-            numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    for (stem, total), present in numbers.items():
-        if missing := sorted(set(range(total)) - present):
-            raise ConfigError(f"{stem}: {len(missing)} of {total} files are missing, the first is number {missing[0]}")
+    check_numbered(files)
 
     def count(file: str) -> int:
         with reading(file):

@@ -218,12 +218,16 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
     return float(np.concatenate(evaluations).mean())
 
 
-def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the images of a folder of shards, or the first `num` of them."""
-    images: list[np.ndarray] = []
+def shards(folder: Path, num: int | None = None) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+    """Yields the images of each file of a folder of shards, up to the first `num` in all."""
     count = 0
     for path in sorted(folder.glob("samples_*.npz")):
         if num is None or count < num:
-            images.append(numpy_files.read_npz(path, ["samples"])["samples"])
-            count += len(images[-1])
-    return np.concatenate(images)[:num]
+            images = numpy_files.read_npz(path, ["samples"])["samples"][: None if num is None else num - count]
+            count += len(images)
+            yield images
+
+
+def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
+    """Returns the images of a folder of shards, or the first `num` of them."""
+    return np.concatenate(list(shards(folder, num)))

@@ -11,15 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st import strict_json
-from score_st.array_types import Float, Shaped, UInt8
+from score_st import ranges, strict_json
+from score_st.array_types import Float, Shaped
 from score_st.config import ConfigError
-from score_st.data import identity, pipeline
-from score_st.data.images import Images
-from score_st.evaluation import distances, inception, provenance
+from score_st.data import containers, identity, pipeline
+from score_st.data.images import Images, LazyImages
+from score_st.evaluation import distances, extractors, inception, provenance, sample_files
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
-from score_st.runtime import mirror, numpy_files, places, sharding
+from score_st.reporting import pictures
+from score_st.runtime import cli, mirror, numpy_files, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
 LEAST = 10  # images
@@ -27,8 +28,8 @@ OF_IMAGES = ("data.image_size", "data.num_channels", "data.num_levels")  # keys 
 OF_REFERENCE = ("data.dataset", "data.category", "data.tfrecords_path")  # likewise, where it is the training images
 METRICS = ("fid", "is", "kid", "precision_recall")
 PER_IMAGE = {"kid", "precision_recall"}  # metrics of single features, not of their moments
-# arrays of an npz: images of ours, score_sde and guided-diffusion; features of score_sde and clean-fid; statistics
-KEYS = dict(samples="images", arr_0="images", pool_3="features", feats="features", mu="mean", sigma="covariance")
+# arrays of an npz beside sample_files.KEYS: features of score_sde and clean-fid; statistics
+KEYS = dict(pool_3="features", feats="features", mu="mean", sigma="covariance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Request:
       extractor: the network of the features.
       resize: how images are resized for it; by default in its own way.
       weights: its file of weights; by default the installed one.
+      repeats: into how many disjoint sets the samples are divided, for the spread of the FID.
     """
 
     metrics: tuple[str, ...]
@@ -50,6 +52,7 @@ class Request:
     extractor: Extractor = EXTRACTORS["inception"]
     resize: str | None = None
     weights: str | None = None
+    repeats: int = 1
 
     def check(self) -> None:
         """Raises ConfigError for a metric that is unknown or can't be had of these features."""
@@ -74,15 +77,19 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
         "--samples",
         type=places.source,
         metavar="FILE",
-        help="an npz, or a folder of them; by default those in the workdir",
+        help="an npz, a folder of them, or a folder or zip of pictures; by default those in the workdir",
     )
     option(
         "--reference",
         type=places.source,
         metavar="FILE",
-        help="npz of images, pool_3 or mu, sigma; by default the training images",
+        help="pictures, or an npz of images, pool_3 or mu, sigma; by default the training images",
     )
-    option("--features", choices=EXTRACTORS, default="inception", help="the network (default inception)")
+    names = " or ".join(EXTRACTORS)
+    about = f"the network: {names}, or module:function for one of Flax (default inception)"
+    option("--features", type=extractors.known_name, default="inception", metavar="NAME", help=about)
+    about = "FID of each of N disjoint, equal sets of the samples: their mean and standard deviation"
+    option("--repeats", type=cli.within(ranges.COUNT), default=1, metavar="N", help=about)
     option("--resize", choices=inception.RESIZINGS, help="by default tf1 for inception, clean for efficientnet-lite0")
     option(
         "--weights",
@@ -94,10 +101,11 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
 
 def from_arguments(arguments: argparse.Namespace, mesh: Mesh, show: Callable[[dict, int], None]) -> dict:
     """Evaluates what the options of `add_options` ask for; see `evaluate`."""
-    extractor, metrics = EXTRACTORS[arguments.features], tuple(arguments.metrics.split(","))
+    data, metrics = arguments.config.data, tuple(arguments.metrics.split(","))
+    extractor = extractors.choose(arguments.features, (data.image_size, data.image_size, data.num_channels))
     paths = arguments.samples, arguments.reference, arguments.weights
     samples, reference, weights = (None if path is None else str(path) for path in paths)
-    request = Request(metrics, samples, reference, extractor, arguments.resize, weights)
+    request = Request(metrics, samples, reference, extractor, arguments.resize, weights, arguments.repeats)
     return evaluate(arguments.config, arguments.workdir, request, mesh, show)
 
 
@@ -109,24 +117,18 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
       levels: what images count from 0 to levels - 1.
 
     Returns:
-      `images` uint8 [N, H, W, 1 or 3] from 0 to 255; or `features` [N, D] with their `mean` [D] and `covariance`
-      [D, D]; or these two alone.
+      `images` [N, H, W, 1 or 3] from 0 to 255, see `sample_files.Shards`; or `features` [N, D] with their `mean` [D]
+      and `covariance` [D, D]; or these two alone.
 
     Raises:
-      ConfigError: the file has none of them, or images of other levels.
+      ConfigError: the file has none of them.
     """
+    if images := sample_files.shards([Path(path)], levels):
+        return {"images": images}
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
-        if not numpy_files.is_npz(path):
-            array = numpy_files.map_npy(path)
-            raise ValueError(f"it is one array, {array.dtype}{list(array.shape)}")
         arrays = {KEYS[key]: array for key, array in numpy_files.read_npz(path, KEYS).items()}
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path}: can't be read as an npz ({reason}); name one with an array samples") from error
-    if "images" in arrays:
-        return {"images": to_bytes(arrays["images"], levels, path)}
+        raise sample_files.unreadable(path, error) from error
     shapes = {role: a.shape for role, a in arrays.items() if a.dtype.kind == "f" and np.isfinite(a).all()}
     if len(shapes.get("features", ())) == 2 and len(arrays["features"]) >= LEAST:
         return {"features": arrays["features"]} | Moments().add(arrays["features"]).summary()
@@ -167,20 +169,26 @@ def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: An
     if images.max() >= levels:
         limit = f"should be below config.data.num_levels={levels}"
         raise ConfigError(f"{source}: has values up to {images.max()}; {limit}")
-    table = np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)
-    return images if levels == 256 else table[images]
+    return images if levels == 256 else pictures.to_bytes(np.asarray(images), levels)
 
 
-def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UInt8[np.ndarray, "N H W C"]]:
-    """Reads the samples of a file or of a folder of them.
+def pictures_at(data: ConfigDict, path: str | Path) -> LazyImages | None:
+    """Returns the images of a folder or zip file of pictures, of the size of config.data; None for an npz."""
+    if not sample_files.is_pictures(Path(path)):
+        return None
+    return containers.pictures(Path(path), data.image_size, data.num_channels)
+
+
+def read_samples(workdir: Path, path: str | None, data: ConfigDict) -> tuple[Path, sample_files.Images]:
+    """Opens samples: npz files, or a folder or zip file of pictures.
 
     Args:
       workdir: of the run.
       path: as --samples has it; by default workdir/samples/, or else workdir/samples.npz.
-      levels: what images count from 0 to levels - 1.
+      data: config.data.
 
     Returns:
-      The path, and the images.
+      The path, and the images, which are read as they are needed.
     """
     source = Path(path or workdir / "samples")
     shards = [file for file in sorted(source.glob("*.npz")) if not file.name.startswith(".")]  # as unfinished ones do
@@ -188,11 +196,14 @@ def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UI
         source = workdir / "samples.npz"
         if not source.exists():
             raise ConfigError(f"--workdir {workdir}: no samples.npz there; `python -m score_st.sample` writes it")
+    if images := pictures_at(data, source):
+        return source, images
     files = shards if source.is_dir() else [source]
-    parts = [read(file, levels).get("images", np.empty(0)) for file in files]
-    if not parts or any(part.ndim != 4 or part.shape[1:] != parts[0].shape[1:] for part in parts):
-        raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
-    return source, np.concatenate(parts)
+    if files and (opened := sample_files.shards(files, data.num_levels)):
+        return source, opened
+    for file in files:
+        read(file, data.num_levels)  # which says what it has
+    raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
 
 
 def check_size(config: ConfigDict, source: Any, arrays: dict[str, Any]) -> None:
@@ -219,7 +230,8 @@ def read_reference(config: ConfigDict, request: Request, workdir: Path) -> tuple
         identity.warn(workdir, {"train": images})
         reference = {"images": to_bytes(images, levels, config.data.dataset)}
     else:
-        reference = read(name, levels)
+        images = pictures_at(config.data, name)
+        reference = {"images": images} if images else read(name, levels)
     check_size(config, name, reference)
     counts = [len(reference[role]) for role in ("images", "features") if role in reference]
     per_image = [metric for metric in request.metrics if metric in PER_IMAGE]
@@ -235,7 +247,7 @@ def read_reference(config: ConfigDict, request: Request, workdir: Path) -> tuple
 
 
 def compute(
-    request: Request, features: Features, images: UInt8[np.ndarray, "N H W C"], reference: dict[str, Any]
+    request: Request, features: Features, images: sample_files.Images, reference: dict[str, Any]
 ) -> dict[str, tuple[float, float | None]]:
     """Returns value and standard deviation, or None, of each figure.
 
@@ -247,12 +259,20 @@ def compute(
     """
     metrics, figures = request.metrics, dict[str, tuple[float, float | None]]()
     keep = ["features"] if PER_IMAGE.intersection(metrics) else []
-    samples = features(images, "features of samples", keep + ["logits"] * ("is" in metrics))
+    sets, count = list[dict[str, np.ndarray]](), len(images) // request.repeats
+    for number in range(request.repeats):
+        part = images if request.repeats == 1 else sample_files.Part(images, number * count, count)
+        label = f"features of set {number + 1} of {request.repeats}" if request.repeats > 1 else "features of samples"
+        sets.append(features(part, label, keep + ["logits"] * ("is" in metrics)))
+    samples = {
+        name: np.concatenate([part[name] for part in sets]) for name in ("features", "logits") if name in sets[0]
+    }
     if "images" in reference:
         reference = features(reference["images"], "features of reference", keep)
     if "fid" in metrics:
-        moments = [side[name] for side in (samples, reference) for name in ("mean", "covariance")]
-        figures["fid"] = distances.frechet(*moments), None
+        known = reference["mean"], reference["covariance"]
+        values = [distances.frechet(part["mean"], part["covariance"], *known) for part in sets]
+        figures["fid"] = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
     if "kid" in metrics:
         figures["kid"] = distances.kid(samples["features"], reference["features"])
     if "precision_recall" in metrics:
@@ -263,6 +283,15 @@ def compute(
     return figures
 
 
+def append(path: Path, result: dict[str, Any]) -> None:
+    """Appends a result to a file of one a line, unless the same figures of the same samples are there."""
+    line = strict_json.dumps(result)
+    text = path.read_text() if path.exists() else ""
+    if line not in text.splitlines():
+        with path.open("a") as file:
+            file.write("\n" * bool(text and text[-1] != "\n") + line + "\n")
+
+
 def evaluate(
     config: ConfigDict,
     workdir: Path,
@@ -271,7 +300,7 @@ def evaluate(
     show: Callable[[dict, int], None] = lambda result, dimension: None,
     features: Features | None = None,
 ) -> dict[str, Any]:
-    """Computes the figures of a request and writes them to eval/quality.json of the workdir.
+    """Computes the figures of a request, writes them to eval/quality.json and appends them to eval/quality.jsonl.
 
     Args:
       config: all settings.
@@ -288,28 +317,32 @@ def evaluate(
       ConfigError: the request is not possible; nothing was computed or written.
     """
     request.check()
-    extractor, levels, batch_size = request.extractor, config.data.num_levels, config.eval.batch_size
+    extractor, batch_size = request.extractor, config.eval.batch_size
     resizing = request.resize or extractor.resizing
     sharding.check_divisible("eval.batch_size", batch_size, mesh.size, "the number of devices")
     keys = OF_IMAGES if request.reference else OF_IMAGES + OF_REFERENCE
     check_same(workdir, config, lambda key: key in keys)
-    path, images = read_samples(workdir, request.samples, levels)
+    path, images = read_samples(workdir, request.samples, config.data)
     check_size(config, path, {"images": images})
     description, reference = read_reference(config, request, workdir)
-    if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
+    if (least := min(len(images) // request.repeats, len(reference.get("images", images)))) < LEAST:
         metrics = ",".join(request.metrics)
         raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")
-    params, digest = extractor.weights(request.weights)
+    if request.repeats > 1 and "fid" not in request.metrics:
+        raise ConfigError(f"--repeats {request.repeats}: divides the samples for fid, which --metrics lacks")
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
+    params, digest = extractor.weights(request.weights)
     with jax.default_matmul_precision("highest"):
         features = features or Features.on_devices(extractor.network(resizing), params, mesh, batch_size)
         values = compute(request, features, images, reference)
     about: dict[str, Any] = {"features": extractor.name, "resizing": resizing, "samples": len(images)}
+    of_sets = {"samples": len(images) // request.repeats, "sets": request.repeats} if request.repeats > 1 else {}
     figures = {
         extractor.figure(name): {
             "value": value,
             "std": std,
             **about,
+            **(of_sets if name == "fid" else {}),
             "reference": None if name == "is" else description,
         }
         for name, (value, std) in values.items()
@@ -318,5 +351,6 @@ def evaluate(
     result = {"figures": figures, **sums, **sources, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
         write_text(workdir / "eval/quality.json", strict_json.dumps(result, indent=2) + "\n")
+        append(workdir / "eval/quality.jsonl", result)
         show(result, extractor.dimension)
     return result

@@ -296,10 +296,14 @@ def from_config(config: ConfigDict) -> NCSNpp:
     model, image_size, levels = config.model, config.data.image_size, len(config.model.ch_mult)
     factor = 2 ** (levels - 1)
     if image_size < factor or image_size % factor:
-        nearest = max(round(image_size / factor), 1) * factor
+        nearest, most = max(round(image_size / factor), 1) * factor, (image_size & -image_size).bit_length()
+        ways = [f"framing the images to {-(-image_size // factor) * factor}"]
+        ways += [f"cropping them to {image_size // factor * factor}"] if image_size > factor else []
+        fits = tuple(model.ch_mult[:most])
         raise ConfigError(
             f"config.data.image_size={image_size}: {levels} resolutions (model.ch_mult) halve it {levels - 1} times, "
-            f"so it should be a multiple of {factor}, such as {nearest}"
+            f"so it should be a multiple of {factor}, such as {nearest}; {', '.join(ways)}, "
+            f"or model.ch_mult={fits} would do"
         )
     no_pyramids = model.progressive == model.progressive_input == "none"
     if not model.auxiliary_resblock and not (model.resblock_type == "biggan" and no_pyramids):

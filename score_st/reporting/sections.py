@@ -284,12 +284,13 @@ def bits_per_dim(runs: list[Run]) -> list[Block]:
 
 
 def quality(runs: list[Run]) -> list[Block]:
-    """The figures of eval/quality.json."""
+    """The figures of eval/quality.jsonl."""
     rows = []
-    for run in runs:
-        for name, entry in run.quality.get("figures", {}).items():
+    for run, result in ((each, result) for each in runs for result in each.qualities):
+        for name, entry in result.get("figures", {}).items():
             std = "" if entry["std"] is None else f"{entry['std']:.3g}"
-            about = entry["features"], entry["resizing"], entry["samples"], entry["reference"] or "–"
+            count = f"{entry['sets']} × {entry['samples']}" if "sets" in entry else entry["samples"]
+            about = entry["features"], entry["resizing"], count, entry["reference"] or "–"
             rows.append([with_run(runs, run, name), f"{entry['value']:.5g}", std, *about])
     head = ["figure", "value", "± std", "features", "resizing", "samples", "reference"]
     return table("Distances between samples and a reference", head, rows, numeric=False)

@@ -6,10 +6,12 @@ npz says, so that a damaged header passes for fewer numbers and the checksum is 
 
 import contextlib
 import errno
+import io
 import math
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -65,21 +67,48 @@ def names(path: str | Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def describe(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shape and type of each array in an npz, without reading its numbers; raises what `read_npz` does."""
+    with one_error():
+        if not is_npz(path):
+            raise ValueError("not an npz file")
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): _header(archive, info) for info in archive.infolist()}
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and type of an array of an npz."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{info.filename[:40]!r} is compressed in a way that NumPy has not")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise ValueError(f"{info.filename[:40]!r} has the format {version[0]}.{version[1]}, which no numbers need")
-        shape, _, dtype = readers[version](file)
-        if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size or dtype.hasobject:
-            raise ValueError(f"{info.filename[:40]!r} is not as long as its header says")
+        return _described(file, info.file_size, repr(info.filename[:40]))
+
+
+def _described(file: IO[bytes], length: int, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and type of an array, whose file has the length in bytes that they ask for."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"{name} has the format {version[0]}.{version[1]}, which no numbers need")
+    shape, _, dtype = readers[version](file)
+    if file.tell() + math.prod(shape) * dtype.itemsize != length or dtype.hasobject:
+        raise ValueError(f"{name} is not as long as its header says")
+    return shape, dtype
+
+
+def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    _header(archive, info)
     with archive.open(info) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         file.read(1)  # the end, where the checksum is compared
     return array
+
+
+def parse_npy(content: bytes) -> Shaped[np.ndarray, "..."]:
+    """Returns the array of an npy file's content; raises ValueError as `map_npy` does."""
+    with one_error():
+        _described(io.BytesIO(content), len(content), "it")
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
 
 def map_npy(path: str | Path) -> Shaped[np.ndarray, "..."]:

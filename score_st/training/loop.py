@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 
 from score_st import strict_json
 from score_st.array_types import Array, Key, Shaped, UInt8
+from score_st.config import flatten
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.diffusion import time_sampling
 from score_st.runtime import distributed, endings, exit_codes, profiling, progress, sharding
 from score_st.runtime.goodput import Goodput
 from score_st.runtime.workdir import write_text
-from score_st.training import averages, checkpoints, keeping, stored_weights
+from score_st.training import averages, checkpoints, keeping, loggers, stored_weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -66,38 +67,18 @@ Figures = Callable[[float], Mapping[str, float | str]]  # what else the log says
 SHOWN = {"tflops_per_s": "{:.3g} TFLOP/s", "mfu": "MFU {:.1%}", "goodput": "goodput {:.1%}"}
 
 
-class Board:
-    """Writes TensorBoard events, so that a disk that is full is an error here.
-
-    `tensorboardX.SummaryWriter` writes them in a thread, which ends with a traceback then, and is waited for.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        """Opens a new file in a folder; events of steps past `start` no longer count."""
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self.scalar, self.event = summary.scalar, event_pb2.Event
-        self.file = event_file_writer.EventsWriter(str(folder / "events"))
-        if start:
-            began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self.file.write_event(event_pb2.Event(step=start + 1, file_version="brain.Event:2"))
-            self.file.write_event(event_pb2.Event(step=start + 1, session_log=began))
-        self.file.flush()
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the values of a step."""
-        for key, value in values.items():
-            summary = self.scalar(key, value)
-            self.file.write_event(self.event(step=step, wall_time=time.time(), summary=summary))
-        self.file.flush()
-
-
 class Log:
-    """Writes `metrics.jsonl`, TensorBoard events and lines on the terminal, on process 0."""
+    """Writes `metrics.jsonl`, lines on the terminal and what training.loggers asks for, on process 0."""
 
-    def __init__(self, workdir: Path, start: int, stop: int, figures: Figures = lambda steps_per_s: {}) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        stop: int,
+        figures: Figures = lambda steps_per_s: {},
+        names: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Opens the log of a run that begins or resumes at step `start` and ends at `stop`.
 
         Args:
@@ -105,6 +86,8 @@ class Log:
           start: the steps that are done already.
           stop: the last step.
           figures: of the speed, such as tflops_per_s, mfu and goodput.
+          names: of entries of `loggers.LOGGERS`.
+          settings: the configuration, by dotted key.
         """
         self.progress, self.figures = progress.Loop("step", start, stop, "steps"), figures
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
@@ -112,19 +95,18 @@ class Log:
         if not self.writes:
             return
         write_text(self.path, "".join(line + "\n" for line in complete_lines(self.path, start)))
-        self.board = Board(workdir / "tensorboard", start)
+        self.loggers = [loggers.LOGGERS[name](workdir, start, settings or {}) for name in names]
 
     def __call__(self, step: int, **values: Shaped[Array, ""] | float | str) -> None:
-        """Appends a line to `metrics.jsonl`, and what is a number to TensorBoard."""
+        """Appends a line to `metrics.jsonl`, and gives what is a finite number to the loggers."""
         if not self.writes:
             return
         line = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
         with self.path.open("a") as file:
             file.write(strict_json.dumps({"step": step, **line}) + "\n")
-        # TensorBoard warns of others
-        self.board(
-            step, {key: value for key, value in line.items() if not isinstance(value, str) and np.isfinite(value)}
-        )
+        numbers = {key: value for key, value in line.items() if not isinstance(value, str) and np.isfinite(value)}
+        for logger in self.loggers:
+            logger(step, numbers)
 
     def train(self, step: int, means: Mapping[str, float], waited: float, **values: float) -> None:
         """Logs the training since the last such line, with its speed, and shows it on the terminal.
@@ -316,7 +298,8 @@ def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images:
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
     steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
     steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
-    log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
+    about, names = lambda rate: {**speed(rate), "goodput": goodput.share()}, loggers.names(config)
+    log, means = Log(workdir, start, stop, about, names, flatten(config)), Means.empty()
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
     batches = Batches(stream(config, images["train"]).batches(start, stop))

@@ -10,6 +10,7 @@ import pytest
 from score_st.config import ConfigError, load
 from score_st.data import __main__ as data_command
 from score_st.data import datasets, decoded_cache, pipeline
+from score_st.data.labels import labels_of
 
 
 def checksums(images: np.ndarray, chunk: int) -> list[int]:
@@ -79,6 +80,23 @@ def test_a_copy_without_checksums_loads_and_says_so(image_folder, capsys):
         path.write_text(json.dumps(about))
         with pytest.raises(ConfigError, match="the prepared copy is damaged"):
             pipeline.load(config, "train")
+
+
+def test_a_copy_has_the_classes(image_folder):
+    """Of folders here; they are compared by their checksum, and the originals are not read."""
+    for path in sorted((image_folder / "photographs/train").iterdir()):
+        folder = path.parent / ("ant" if path.name < "07" else "bee")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    config, expected = prepared(image_folder)
+    (image_folder / "photographs").rename(image_folder / "gone")
+    copy = pipeline.load(config, "train")
+    np.testing.assert_array_equal(copy, expected)
+    assert labels_of(copy).tolist() == [0] * 7 + [1] * 13
+    path = image_folder / "copy/FOLDER_train_8x3.labels.npy"
+    np.save(path, labels_of(copy) + 1)
+    with pytest.raises(ConfigError, match="the prepared copy is damaged .its labels are damaged"):
+        pipeline.load(config, "train")
 
 
 def test_a_copy_of_a_folder_that_moved(image_folder):

@@ -12,6 +12,7 @@ from support.image_files import crc32c, encode, field, load_splits, noise, progr
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
+from score_st.data.labels import labels_of
 
 
 def test_celeba(tmp_path, reference):
@@ -49,7 +50,13 @@ def test_stl10(tmp_path):
     folder.mkdir()
     for name, part in (("train", images[:1]), ("unlabeled", images[1:4]), ("test", images[4:])):
         (folder / f"{name}_X.bin").write_bytes(part.transpose(0, 3, 2, 1).tobytes())
+    (folder / "train_y.bin").write_bytes(b"\x0a")
+    (folder / "test_y.bin").write_bytes(b"\x01\x03")
     expected = np.stack([np.asarray(Image.fromarray(image).resize((48, 48), Image.BILINEAR)) for image in images])
+    config = settings("STL10", tmp_path, image_size=48)
+    labels = [labels_of(pipeline.load(config, split)).tolist() for split in ("train", "test")]
+    assert labels == [[9, -1, -1, -1], [0, 2]]
+    (folder / "test_y.bin").unlink()
     train, test = load_splits(settings("STL10", tmp_path, image_size=48))
     np.testing.assert_array_equal(np.concatenate([train, test]), expected)
     with (folder / "test_X.bin").open("ab") as cut:

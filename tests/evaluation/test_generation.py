@@ -1,11 +1,13 @@
 """The commands that sample: shards, resuming after a kill, pictures, and refusals."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +43,18 @@ def test_a_killed_run_resumes_with_the_next_shard(arguments, one_device, tmp_pat
 
 
 def test_more_images_continue_where_fewer_ended(arguments, one_device, tmp_path, capsys):
-    sample.main(arguments("--num", 8, "--out", tmp_path / "a"), one_device)
+    sample.main(arguments("--num", 8, "--out", tmp_path / "a", "--png", tmp_path / "8.zip"), one_device)
     few = generation.read_shards(tmp_path / "a")
-    sample.main(arguments("--num", 14, "--out", tmp_path / "a"), one_device)
+    sample.main(arguments("--num", 14, "--out", tmp_path / "a", "--png", tmp_path / "png"), one_device)
     many = generation.read_shards(tmp_path / "a")
+    stretched = np.round(many[..., 0] * (255 / 16)).astype(np.uint8)
+    assert len(list((tmp_path / "png").iterdir())) == 14
+    np.testing.assert_array_equal(Image.open(tmp_path / "png/000013.png"), stretched[13])
+    with zipfile.ZipFile(tmp_path / "8.zip") as archive:
+        assert archive.namelist() == [f"{i:06d}.png" for i in range(8)]
+        np.testing.assert_array_equal(Image.open(io.BytesIO(archive.read("000007.png"))), stretched[7])
+    with pytest.raises(config.ConfigError, match="has other files, such as 000008.png; name a new folder"):
+        sample.main(arguments("--num", 8, "--out", tmp_path / "a", "--png", tmp_path / "png"), one_device)
     assert (len(few), len(many)) == (8, 14)
     np.testing.assert_array_equal(few, many[:8])
     about = json.loads((tmp_path / "a/samples.json").read_text())

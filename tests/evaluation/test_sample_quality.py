@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 
@@ -16,6 +17,7 @@ from score_st.data import identity, pipeline
 from score_st.evaluation import distances, efficientnet, inception, sample_quality
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
 from score_st.pytorch import file as torch_file
+from score_st.reporting import pictures
 
 RNG = np.random.default_rng
 SETTINGS = ["--config", DIGITS, "--config.eval.batch_size=104"]
@@ -131,6 +133,14 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         (["is", "--features", "efficientnet-lite0"], "choose from fid, kid, precision_recall"),
         (["fid"], "no weights pt_inception-2015-12-05-6726825d.pth: get it at"),
         (["fid", "--features", "resnet"], "invalid choice: 'resnet'"),
+        (
+            ["fid", "--features", "none:network"],
+            "--features none:network: ModuleNotFoundError: No module named 'none'",
+        ),
+        (["fid", "--features", "json:loads"], "--features json:loads: TypeError: "),
+        (["fid", "--samples", folder / "none.zip"], "none.zip: can't be read (No such file or directory"),
+        (["fid", "--repeats", "6"], "9 images are too few; it takes at least 10"),
+        (["kid", "--repeats", "2"], "--repeats 2: divides the samples for fid, which --metrics lacks"),
         (["fid", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
         (["fid", "--weights", folder / "none.pth"], "can't be read"),
         (["fid", "--weights", path("text")], "not a file of torch.save"),
@@ -165,6 +175,61 @@ def test_impossible_requests(folder, monkeypatch, capsys):
     assert not (folder / "eval").exists() and not (folder / "new").exists()
 
 
+FLAX = """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Projection(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(5, use_bias=False)(images.reshape(len(images), -1) / 255)
+
+
+def network():
+    module = Projection()
+    return module, module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+"""
+
+
+def test_files_of_every_kind_and_a_network_of_the_users(folder, one_device, monkeypatch, capsys):
+    """Npz shards, a folder and a zip of pictures have the same figures, those of NumPy; all are in one file."""
+    monkeypatch.chdir(folder)
+    (folder / "own_features.py").write_text(FLAX)
+    images = np.load(folder / "samples.npz")["samples"]
+    (folder / "shards").mkdir()
+    for i in range(3):
+        np.savez(folder / f"shards/{i}.npz", samples=images[[0, 19, 38][i] : [19, 38, 56][i]])
+    pictures.write([images], 17, folder / "pictures")
+    pictures.write([images[:1], images[1:]], 17, folder / "pictures.zip")
+    pictures.write([np.load(folder / "others.npz")["samples"]], 17, folder / "others.zip")
+    argv = ["--config.eval.batch_size=16", "--features", "own_features:network", "--repeats", 4, "--reference"]
+    results = [
+        run(one_device, folder, "fid,kid", *argv, folder / reference, "--samples", folder / name)
+        for name, reference in (("shards", "others.npz"), ("pictures", "others.zip"), ("pictures.zip", "others.npz"))
+    ]
+    first, name = results[0]["figures"], "FD-own_features:network"
+    assert [result["figures"][name]["value"] for result in results] == [first[name]["value"]] * 3
+    assert len({result["samples_crc32"] for result in results}) == 1
+    kernel = np.asarray(
+        importlib.import_module("own_features").network()[1]["params"]["Dense_0"]["kernel"], np.float64
+    )
+    stretch = lambda images: np.round(images.reshape(len(images), -1) * (255 / 16)) / 255
+    features = [stretch(part) @ kernel for part in (images, np.load(folder / "others.npz")["samples"])]
+    moments = lambda part: (part.mean(0), np.cov(part, rowvar=False))
+    values = [distances.frechet(*moments(part), *moments(features[1])) for part in np.split(features[0], 4)]
+    figure = first[name]
+    assert figure["value"] == pytest.approx(np.mean(values), rel=1e-4)
+    assert figure["std"] == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+    assert (figure["samples"], figure["sets"], first["KID-own_features:network"]["samples"]) == (14, 4, 56)
+    lines = (folder / "eval/quality.jsonl").read_text().splitlines()
+    assert [json.loads(line)["figures"] for line in lines] == [result["figures"] for result in results]
+    assert json.loads((folder / "eval/quality.json").read_text())["figures"] == results[2]["figures"]
+    run(one_device, folder, "fid,kid", *argv, folder / "others.npz", "--samples", folder / "pictures.zip")
+    assert len((folder / "eval/quality.jsonl").read_text().splitlines()) == 3  # the same again
+
+
 def request(**options) -> sample_quality.Request:
     return sample_quality.Request(("fid",), **options)
 
@@ -179,10 +244,11 @@ def test_unfinished_samples_are_not_read(folder):
     np.savez(folder / "samples/samples_0000000.npz", samples=images[:20])
     np.savez(folder / "samples/.samples_0000020.npz", samples=images[20:])
     (folder / "samples/.samples_0000040.npz").write_bytes(b"PK")
+    data = config.load(DIGITS, {"data.num_levels": "256"}).data
     for path in (None, str(folder / "samples")):
-        np.testing.assert_array_equal(sample_quality.read_samples(folder, path, 256)[1], images[:20])
+        np.testing.assert_array_equal(sample_quality.read_samples(folder, path, data)[1], images[:20])
     (folder / "samples/samples_0000000.npz").unlink()
-    source, read = sample_quality.read_samples(folder, None, 17)
+    source, read = sample_quality.read_samples(folder, None, config.load(DIGITS).data)
     assert source == folder / "samples.npz" and len(read) == 56
 
 

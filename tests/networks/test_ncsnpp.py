@@ -115,7 +115,21 @@ def test_scale_by_sigma(embedding_type):
     [
         ("model.nf", 3, r"nf=3: the channels, \[1, 2, 3, 4\] times nf .*, can't be normalized in groups; 4 would do"),
         ("model.nf", 132, "can't be normalized in groups; 160 would do"),
-        ("data.image_size", 30, "multiple of 8, such as 32"),
+        (
+            "data.image_size",
+            30,
+            r"of 8, such as 32; framing the images to 32, cropping them to 24, or model.ch_mult=\(1, 2\) ",
+        ),
+        (
+            "data.image_size",
+            28,
+            r"a multiple of 8, such as 32; .* cropping them to 24, or model.ch_mult=\(1, 2, 2\) would",
+        ),
+        (
+            "data.image_size",
+            7,
+            r"a multiple of 8, such as 8; framing the images to 8, or model.ch_mult=\(1,\) would do",
+        ),
         ("model.auxiliary_resblock", False, "needs resblock_type=biggan"),
     ],
 )
