@@ -136,6 +136,11 @@ class Log:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
 
 
+def log_of(config: ConfigDict, workdir: Path, start: int, figures: Figures) -> Log:
+    """Returns the log of a run, with what training.loggers names; see `Log`."""
+    return Log(workdir, start, config.training.n_iters, figures, loggers.names(config), flatten(config))
+
+
 Splits = Mapping[str, Images]
 Snapshot = Callable[[TrainState, Log], None]
 
@@ -286,8 +291,10 @@ def fit(
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
     steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
     steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
-    about, names = lambda rate: {**speed(rate), "goodput": goodput.share()}, loggers.names(config)
-    log, means = Log(workdir, start, stop, about, names, flatten(config)), Means.empty()
+    log, means = (
+        log_of(config, workdir, start, lambda rate: {**speed(rate), "goodput": goodput.share()}),
+        Means.empty(),
+    )
     log.parameters(step_config.abstract_state.params)
     due = lambda period: step == stop or step % period == 0
     batches = Batches(stream(config, images["train"]).batches(start, stop))
