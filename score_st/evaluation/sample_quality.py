@@ -55,7 +55,7 @@ class Request:
     repeats: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for metrics that are unknown or not to be had of these features, or --repeats without FID."""
+        """Raises ConfigError for a metric that is unknown or needs other features, or for repeats without FID."""
         known = [metric for metric in METRICS if metric != "is" or self.extractor.classifies]
         if unknown := [metric for metric in self.metrics if metric not in known]:
             with_features = f"with --features {self.extractor.name}; choose from {', '.join(known)}"
