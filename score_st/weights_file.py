@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -158,4 +159,8 @@ def training_state(path: Path, config: ConfigDict, model: DiffusionModel) -> sta
         raise ConfigError(f"{path}: the step in its header is {text[:40]!r}; should be a whole number")
     params, step = read(path, model), np.int32(text)
     create = lambda weights: state.create(weights, optimizer.optimizer_from_config(config, model.network))
-    return jax.jit(create)(params).replace(step=step, ema_updates=step)
+    created = jax.jit(create)(params)
+    is_schedule = lambda part: isinstance(part, optax.ScaleByScheduleState)  # which goes on, without a warm-up
+    counted = lambda part: optax.ScaleByScheduleState(step) if is_schedule(part) else part
+    opt_state = jax.tree.map(counted, created.opt_state, is_leaf=is_schedule)
+    return created.replace(step=step, ema_updates=step, opt_state=opt_state)

@@ -117,7 +117,7 @@ def read_zip(config: ConfigDict, split: str) -> LazyImages:
         zips, own, folders = [splits[split]], True, [name for part in splits.values() for name in part.folders()]
     labels = joined([part.labels(classes_of(folders)) for part in zips], [len(part.names) for part in zips])
     entries = [(part, name) for part in zips for name in part.names]
-    numbers = np.arange(len(entries)) if own else held_out(len(entries), split)
+    numbers = np.arange(len(entries)) if own or not entries else held_out(len(entries), split)
 
     def read(i: int) -> bytes:
         part, name = entries[numbers[i]]

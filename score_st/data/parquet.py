@@ -135,7 +135,7 @@ def read_parquet(config: ConfigDict, split: str) -> LazyImages:
     files = [_File.open(path) for path in paths]
     groups = [(file, i) for file in files for i in range(len(file.groups))]
     starts = np.cumsum([0, *(count for file in files for count in file.groups)])
-    numbers = np.arange(starts[-1]) if own else held_out(int(starts[-1]), split)
+    numbers = np.arange(starts[-1]) if own or not starts[-1] else held_out(int(starts[-1]), split)
     largest = max(1, *(file.largest for file in files))
     room = max(config.data.num_threads + 1, int(config.data.memory_gb * 1e9 / largest))
 

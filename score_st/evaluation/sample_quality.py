@@ -55,11 +55,13 @@ class Request:
     repeats: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for a metric that is unknown or can't be had of these features."""
+        """Raises ConfigError for a metric that is unknown or needs other features, or for repeats without FID."""
         known = [metric for metric in METRICS if metric != "is" or self.extractor.classifies]
         if unknown := [metric for metric in self.metrics if metric not in known]:
             with_features = f"with --features {self.extractor.name}; choose from {', '.join(known)}"
             raise ConfigError(f"--metrics {unknown[0]}: unknown {with_features}")
+        if self.repeats > 1 and "fid" not in self.metrics:
+            raise ConfigError(f"--repeats {self.repeats}: divides the samples for fid, which --metrics lacks")
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None = None) -> None:
@@ -328,8 +330,6 @@ def evaluate(
     if (least := min(len(images) // request.repeats, len(reference.get("images", images)))) < LEAST:
         metrics = ",".join(request.metrics)
         raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")
-    if request.repeats > 1 and "fid" not in request.metrics:
-        raise ConfigError(f"--repeats {request.repeats}: divides the samples for fid, which --metrics lacks")
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
     params, digest = extractor.weights(request.weights)
     with jax.default_matmul_precision("highest"):

@@ -57,7 +57,7 @@ class Csv:
             self.columns += [key for key in row if key not in self.columns]
         self._rewrite(rows)
 
-    def _rows(self, stop: float) -> list[dict[str, str]]:
+    def _rows(self, stop: int | float) -> list[dict[str, str]]:
         """Returns the rows up to the step `stop`."""
         if not self.path.exists():
             return []

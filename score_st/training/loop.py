@@ -135,6 +135,13 @@ class Log:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
 
 
+def log_of(config: ConfigDict, workdir: Path, start: int, figures: Figures, params: Any) -> Log:
+    """Returns the log of a run, with what training.loggers names and the parameters; see `Log`."""
+    log = Log(workdir, start, config.training.n_iters, figures, loggers.names(config), flatten(config))
+    log.parameters(params)
+    return log
+
+
 Splits = Mapping[str, Images]
 Snapshot = Callable[[TrainState, Log], None]
 
@@ -298,9 +305,8 @@ def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images:
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
     steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
     steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
-    about, names = lambda rate: {**speed(rate), "goodput": goodput.share()}, loggers.names(config)
-    log, means = Log(workdir, start, stop, about, names, flatten(config)), Means.empty()
-    log.parameters(step_config.abstract_state.params)
+    about = lambda rate: {**speed(rate), "goodput": goodput.share()}
+    log, means = log_of(config, workdir, start, about, step_config.abstract_state.params), Means.empty()
     due = lambda period: step == stop or step % period == 0
     batches = Batches(stream(config, images["train"]).batches(start, stop))
     periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption

@@ -222,6 +222,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
     write_parquet(tmp_path / "h/x.parquet", [[-1, 2], [3, 256]], [1, 1])
     write_parquet(tmp_path / "f/train-00001-of-00003.parquet", [b"x"], [1])
     write_zip(tmp_path / "g.zip", {"train/1.png": picture})
+    write_zip(tmp_path / "empty.zip", {"notes.txt": b"x"})
     for name, place, message in (
         ("ZIP", "a", r"no \*.zip there; should be a zip file of images"),
         ("WEBDATASET", "c", r"no \*.tar there; should be a folder of tar files \(not compressed\)"),
@@ -229,6 +230,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
         ("PARQUET", "e", r"x.parquet, row group 0, row .': can't be read \(double has no bytes of an image"),
         ("PARQUET", "h", r"2 numbers of type int64; should be whole numbers from 0 to 255"),
         ("PARQUET", "f", r"train: 2 of 3 files are missing, the first is number 0"),
+        ("ZIP", "empty.zip", "no images there; should be a zip file of images"),
         ("ZIP", "g.zip", r"g.zip: has train, but no test or valid"),
     ):
         with pytest.raises(ConfigError, match=message):

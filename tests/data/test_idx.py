@@ -43,7 +43,7 @@ def test_a_release_is_told_by_its_checksum(tmp_path):
     assert idx_files.KNOWN[hashlib.md5(content).hexdigest()] == "FASHION_MNIST"
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     assert pipeline.load(settings("FASHION_MNIST", tmp_path, num_channels=1), "test").shape == (10_000, 32, 32, 1)
-    with pytest.raises(ConfigError, match="by its MD5 it is of FASHION_MNIST, not MNIST; set data.dataset=FASHION_MN"):
+    with pytest.raises(ConfigError, match="is of FASHION_MNIST by its MD5, not of MNIST; set data.dataset=FASHION_MN"):
         pipeline.load(settings("MNIST", tmp_path, num_channels=1), "test")
 
 
