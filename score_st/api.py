@@ -12,6 +12,7 @@ shapes and types can be checked: the values are not known there.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from score_st import checks
 from score_st import config as configuration
 from score_st.array_types import Array, Float, Key, Shaped, UInt8
 from score_st.config import ConfigError
+from score_st.data import preprocessing
 from score_st.diffusion import guidance, likelihood, probability_flow, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
-from score_st.model import CombinedModel, DiffusionModel
+from score_st.model import CombinedModel, DiffusionModel, ScoreOnly
 from score_st.runtime import places, sharding
 from score_st.training import stored_weights
 
@@ -58,6 +60,49 @@ class Model:
     config: FrozenConfigDict
     step: int = 0
     custom: DiffusionModel | None = None
+
+    @classmethod
+    def from_score(
+        cls,
+        score: Callable[..., Any],
+        sde: SDE,
+        image_shape: tuple[int, int, int],
+        params: Any = None,
+        *,
+        num_levels: int = 256,
+        centered: bool = True,
+        dequantization: str = "uniform",
+        settings: Mapping[str, Any] | None = None,
+    ) -> "Model":
+        """Returns the model of any score function, with all methods.
+
+        Args:
+          score: (x [B, H, W, C], t [B]) -> ∇ log p_t(x); with `params` (params, x, t). It is traced by JAX, and the
+            score of an image should depend on that image alone: batches of one are asked, too.
+          sde: the diffusion; its ε is the smallest time that the score is asked for.
+          image_shape: (H, W, C).
+          params: a pytree of arrays, so that the model can be differentiated and its weights be changed; by default
+            what the function has inside.
+          num_levels: of integer images.
+          centered: x is in [-1, 1], not [0, 1].
+          dequantization: "uniform", "lossless" or "none", as data.dequantization.
+          settings: `sampling` and `eval` other than the default, by dotted key: {"sampling.method": "pc"}.
+
+        Raises:
+          ConfigError: a setting is unknown or out of its range, or (x, t) does not give an array like x.
+        """
+        given = {"data.num_levels": num_levels, "data.centered": centered, "data.dequantization": dequantization}
+        given |= {"training.truncation_time": sde.eps, "sampling.truncation_time": sde.eps} | dict(settings or {})
+        config = configuration.changed(configuration.default(), {key: str(value) for key, value in given.items()})
+        configuration.check(config)
+        function = _Plain(score) if params is None else score
+        scaler = preprocessing.scaler_from_config(config)
+        model = ScoreOnly.of(function, sde, tuple(image_shape), scaler)
+        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, *image_shape), (2,)))
+        result = jax.eval_shape(function, params, x, t)
+        if getattr(result, "shape", None) != x.shape:
+            raise ConfigError(f"score: returns {result} for x {list(x.shape)} and t [2]; should be an array like x")
+        return cls({} if params is None else params, FrozenConfigDict(config), custom=model)
 
     @property
     def diffusion_model(self) -> DiffusionModel:
@@ -231,6 +276,16 @@ class Model:
         if sampler is None or isinstance(sampler, str):
             return _sampler_from_config(self.config, sampler, steps)
         return sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A function (x, t) as one of (params, x, t)."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, params: Any, x: Any, t: Any) -> Any:
+        return self.function(x, t)
 
 
 def load(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,6 +88,37 @@ class DiffusionModel:
     def abstract_params(self) -> dict:
         """The parameters as a tree of ShapeDtypeStructs."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOnly(DiffusionModel):
+    """A model that is a score function, of whatever network, or of none. It is not for training.
+
+    Attributes:
+      function: (params, x [B, H, W, C], t [B]) -> ∇ log p_t(x).
+    """
+
+    function: Callable[[Any, Any, Any], Any]
+
+    @classmethod
+    def of(cls, function, diffusion: sde.SDE, image_shape: tuple[int, int, int], scaler) -> "ScoreOnly":
+        """The model of a score function."""
+        form = Parametrization(lambda t: t)
+        return cls(image_shape, _NoNetwork(), diffusion, form, scaler, function)
+
+    def score_model(self, params, dropout_key=None) -> ScoreModel:
+        """The score; there is no network."""
+        return ScoreModel(functools.partial(self.function, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoNetwork:
+    """Stands where a `ScoreOnly` has no network."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError("this model has a score but no network, so it can't be trained")
+
+    init = apply = clone = __call__
 
 
 @dataclasses.dataclass(frozen=True)

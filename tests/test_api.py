@@ -113,6 +113,28 @@ def test_closed_forms():
     assert abs(np.corrcoef(completed[:, 1].ravel(), x[:, 1].ravel())[0, 1]) < 0.2
 
 
+def test_any_score(capsys):
+    """The blocks of docs/any_score.md: closed forms of a Gaussian in each pixel, and a network of Equinox."""
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs/any_score.md").read_text(), re.DOTALL)
+    exec(first, names := {})
+    printed = capsys.readouterr().out
+    assert "mean 0.10, standard deviation 0.25" in printed and re.search("off by 0.0[0-4]. nats", printed), printed
+    assert re.search(r"^7\.0[3-7] bits/dim", printed, re.MULTILINE), printed
+    model, x, n = names["model"], names["x"][:64], names["sde"]
+    z = (x - 0.1) / 0.25 * jnp.hypot(n.alpha(1.0) * 0.25, n.sigma(1.0)) + n.alpha(1.0) * 0.1
+    np.testing.assert_allclose(model.encode(x), z, atol=5e-3)
+    exec(second, names)
+    assert "(4, 4, 4, 1)" in capsys.readouterr().out
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(names["gradient"]))
+    for wrong, message in (
+        ({"score": lambda x, t: x.sum()}, "should be an array like x"),
+        ({"settings": {"sampling.grdi": "edm"}}, "did you mean sampling.grid?"),
+        ({"num_levels": 1}, "should be from 2 to 256"),
+    ):
+        with pytest.raises(score_st.ConfigError, match=re.escape(message)):
+            score_st.Model.from_score(**{"score": names["score"], "sde": n, "image_shape": (4, 4, 1)} | wrong)
+
+
 def test_what_is_refused(runs):
     workdir = runs / "runs/digits"
     for wrong, message in (

@@ -26,6 +26,9 @@ from score_st.pytorch import parameter_map
 from score_st.pytorch.parameter_map import Slot, from_flax, layout, to_flax
 from score_st.training import optimizer, state
 
+# keys of ours that an official network has at their default, and how the default is called
+OFFICIAL = {"parametrization": "empty", "time_conditioning": "empty", "num_classes": "0", "num_groups": "0"}
+OFFICIAL |= {"diffusers_groups": "False", "attention_each": "False", "center_input": "True"}
 Golden = dict[str, Shaped[np.ndarray, "..."]]  # official outputs, and what they are computed from
 OUTPUTS = ("model_out_raw", "score_raw", "model_out_ema", "score_ema")  # that `compare` knows
 
@@ -41,20 +44,12 @@ def require_convertible(config: ConfigDict) -> None:
     """Raises ConfigError if the official code has no such network, parametrization or optimizer."""
     if not isinstance(networks.from_config(config), NCSNpp):
         raise ConfigError(f"config.model.name={config.model.name}: only NCSN++ networks can be converted")
-    for key in (
-        "parametrization",
-        "time_conditioning",
-        "num_classes",
-        "num_groups",
-        "diffusers_groups",
-        "attention_each",
-    ):
-        if config.model[key]:
+    for key, official in OFFICIAL.items():
+        if config.model[key] != default().model[key]:
             raise ConfigError(
-                f"config.model.{key}={config.model[key]}: only official networks can be converted; should be {default().model[key]!r}"
+                f"config.model.{key}={config.model[key]}: only official networks can be converted; "
+                f"should be {official}"
             )
-    if not config.model.center_input:
-        raise ConfigError("config.model.center_input=False: only official networks can be converted; should be True")
     if config.optim.optimizer not in optimizer.BETA2:
         names = " and ".join(optimizer.BETA2)
         raise ConfigError(f"config.optim.optimizer={config.optim.optimizer}: only {names} can be converted")

@@ -1,4 +1,4 @@
-"""Networks of EDM (Karras et al. 2022), read from their published pickles without torch and without running their code.
+"""Networks of EDM (Karras et al. 2022), read from their pickles without torch and without running their code.
 
 Such a pickle has objects of EDM's classes, each with the text of the module that defines it. Here they are names and
 dictionaries, and the text is data like any other.
@@ -14,7 +14,7 @@ import numpy as np
 
 from score_st.array_types import Float
 from score_st.config import ConfigError
-from score_st.pytorch import file, unpickler
+from score_st.pytorch import file
 from score_st.pytorch.module_order import Foreign, Part
 from score_st.pytorch.unpickler import Damaged, Global, Machine, Storage, Tensor
 
@@ -100,7 +100,7 @@ def _edm(sigma_data: float) -> dict[str, Any]:
     return settings | {"training.time_sampler": "lognormal", "training.weighting": "edm"}
 
 
-def _vp(beta_d: float, beta_min: float, M: float) -> dict[str, Any]:  # noqa: N803
+def _vp(beta_d: float, beta_min: float, M: float) -> dict[str, Any]:
     """The SDE is VP, and the network predicts the noise."""
     if M != 1000:
         raise ConfigError(f"VPPrecond has M={M:g}; only 1000 can be converted, as 999 t is what networks are told")

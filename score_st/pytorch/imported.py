@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_st.array_types import Float, Shaped
+from score_st.array_types import Shaped
 from score_st.config import ConfigError, changed, default, flatten
 from score_st.diffusion import samplers
 from score_st.diffusion.dims import expand
@@ -32,6 +32,7 @@ OF_EDM, OF_DDPM, OF_NCSNPP, OF_HEUN = (
 )
 KINDS = OF_EDM, OF_DDPM, OF_NCSNPP, OF_HEUN
 ALSO = ("class_labels", "D_unlabelled")
+EPS = float(np.finfo(np.float32).eps)
 IMAGES = {"x", "F", "D", "output", "states", "eval_x", "eval_D", "D_unlabelled"}
 
 
@@ -171,7 +172,8 @@ def _edm(model: DiffusionModel, params: Any, golden: Golden, cast: Callable) -> 
             rounding = golden["F_rounding"][i]
             if not suffix:
                 outputs[f"F at {sigma:g}"] = _row(inner, golden["F"][i], rounding)
-            outputs[f"D{suffix} at {sigma:g}"] = _row(clean, golden[f"D{suffix}"][i], rounding * c_out)
+            rounding = max(rounding * c_out, sigma * EPS)  # x + σ² score, of an x of size σ
+            outputs[f"D{suffix} at {sigma:g}"] = _row(clean, golden[f"D{suffix}"][i], rounding)
     return outputs
 
 
@@ -229,7 +231,7 @@ def _heun(model: DiffusionModel, params: Any, golden: Golden, cast: Callable) ->
     outputs: Outputs = {}
     for i, sigma in enumerate(golden["eval_sigma"]):
         clean = run(cast(_nhwc(golden["eval_x"][i])), cast(sigma), None, None)[1]
-        outputs[f"D of call {i} at {sigma:g}"] = _row(clean, golden["eval_D"][i])
+        outputs[f"D of call {i} at {sigma:g}"] = _row(clean, golden["eval_D"][i], sigma * EPS)
     sde, score, (unit, center) = model.sde, model.score(params), (_unit(model), model.scaler.center)
     step = jax.jit(functools.partial(Heun(), score, sde))
     times = samplers.edm_grid(sde, len(golden["states"]) - 2)
