@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
-from score_st.data.images import decode_image
+from score_st.data.images import Images, decode_image
+from score_st.data.labels import labeled
 
 
 def check(path: Path, array: np.ndarray, shape: str, fits: bool) -> None:
@@ -33,13 +34,14 @@ def interleave(parts: list[np.ndarray]) -> UInt8[np.ndarray, "N 32 32 3"]:
     return images
 
 
-def read_digits(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 8 8 1"]:
+def read_digits(config: ConfigDict, split: str) -> Images:
     """Reads scikit-learn's handwritten digits, values 0 to 16: a fixed draw of 1,500 to train, 297 to test."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().images.astype(np.uint8)[..., None]
-    order = np.random.RandomState(0).permutation(len(images))
-    return images[order[:1500] if split == "train" else order[1500:]]
+    digits = load_digits()
+    images, order = digits.images.astype(np.uint8)[..., None], np.random.RandomState(0).permutation(len(digits.images))
+    part = order[:1500] if split == "train" else order[1500:]
+    return labeled(images[part], digits.target[part], "scikit-learn's digits")
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
@@ -59,14 +61,16 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 1"]:
+def read_fashion_mnist(config: ConfigDict, split: str) -> Images:
     """Reads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 images, 28x28, padded with black to 32x32."""
-    stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
+    stem = "train" if split == "train" else "t10k"
     folders = ("",) if config.data.dir else ("", "/usr/share/datasets/fashion-mnist")  # where Debian has it
-    path = find(config, stem, stem + ".gz", folders=folders)
+    path = find(config, f"{stem}-images-idx3-ubyte", f"{stem}-images-idx3-ubyte.gz", folders=folders)
     images = read_idx(path)
     check(path, images, "[N, 28, 28]", images.ndim == 3 and images.shape[1:] == (28, 28))
-    return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+    classes = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labels = read_idx(classes) if classes.exists() else None
+    return labeled(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], labels, str(classes))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

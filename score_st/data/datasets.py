@@ -33,7 +33,8 @@ class Dataset:
     A configuration file adds a data set with one line: `DATASETS["MINE"] = Dataset(read_mine, "it comes with ...")`.
 
     `read(config, split)` gets the configuration and "train" or "test". It returns uint8 [N, H, W, C]: an array, or
-    `images.LazyImages` where images are decoded only when they are used.
+    `images.LazyImages` where images are decoded only when they are used. A data set with classes returns
+    `labels.labeled(array, labels, name)`, or LazyImages with `labels`, see `labels.labels_of`.
 
     - H = W = data.image_size, C = data.num_channels, and all values are below data.num_levels. A network is built from
       these keys, not from the images; `pipeline.load` checks that they agree.

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from score_st.array_types import Bool, Float, Int, Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data.files import MissingFiles, note, open_image, read_bytes, reading
+from score_st.data.labels import LabeledImages
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -159,6 +160,7 @@ class LazyImages:
       kept: room for all decoded images, or for none.
       is_kept: whether image i is in `kept`.
       read_many: from the numbers of images to their encoded bytes, where that is faster than one by one.
+      labels: the class of each image, see `labels.labels_of`.
     """
 
     shape: tuple[int, ...]
@@ -168,6 +170,7 @@ class LazyImages:
     kept: UInt8[np.ndarray, "K H W C"]
     is_kept: Bool[np.ndarray, " N"]
     read_many: Callable[[list[int]], list[bytes]] | None = None
+    labels: Int[np.ndarray, " N"] | None = None
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     ndim: ClassVar[int] = 4
 
@@ -223,6 +226,7 @@ class LazyImages:
             self.kept[numbers] if len(self.kept) else self.kept,
             self.is_kept[numbers],
             read_many and (lambda indices: read_many(numbers[indices].tolist())),
+            None if self.labels is None else self.labels[numbers],
         )
 
 
@@ -238,6 +242,7 @@ class CheckedImages:
       checksums: the CRC-32 of each `chunk` images.
       chunk: how many images have a checksum together; the last may have fewer.
       is_checked: whether a checksum has been compared.
+      labels: the class of each image, see `labels.labels_of`.
     """
 
     images: UInt8[np.ndarray, "N H W C"]
@@ -245,6 +250,7 @@ class CheckedImages:
     checksums: list[int]
     chunk: int
     is_checked: Bool[np.ndarray, " M"]
+    labels: Int[np.ndarray, " N"] | None = None
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     ndim: ClassVar[int] = 4
 
@@ -290,7 +296,7 @@ class CheckedImages:
 
 
 # of a split: in memory, mapped into it, or decoded when read
-Images = UInt8[np.ndarray, "N H W C"] | LazyImages | CheckedImages
+Images = UInt8[np.ndarray, "N H W C"] | LabeledImages | LazyImages | CheckedImages
 
 
 def without_unreadable(images: LazyImages, what: str, threads: int) -> LazyImages:
@@ -330,6 +336,7 @@ def lazy_images(
     name: Callable[[int], str],
     decode: Callable[[bytes], np.ndarray],
     read_many: Callable[[list[int]], list[bytes]] | None = None,
+    labels: Int[np.ndarray, " N"] | None = None,
 ) -> LazyImages:
     """Returns lazy images of the size of config.data, kept if all of them take no more than data.memory_gb.
 
@@ -340,6 +347,7 @@ def lazy_images(
       name: from the number of an image to its name in errors.
       decode: from encoded bytes to uint8 [H, W, C].
       read_many: see `LazyImages`.
+      labels: see `labels.labels_of`.
 
     Raises:
       MissingFiles: there are no images.
@@ -350,7 +358,7 @@ def lazy_images(
     shape = count, size, size, channels
     has_room = math.prod(shape) <= config.data.memory_gb * 1e9
     kept = np.empty(shape if has_room else (0, *shape[1:]), np.uint8)
-    return LazyImages(shape, read, name, decode, kept, np.zeros(count, bool), read_many)
+    return LazyImages(shape, read, name, decode, kept, np.zeros(count, bool), read_many, labels)
 
 
 def decoder(

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_st.array_types import Array, Bool, Shaped, UInt8
+from score_st.array_types import Array, Bool, Int, Shaped, UInt8
 from score_st.config import ConfigError, choose
 from score_st.data import datasets, decoded_cache, download, preprocessing
 from score_st.data.files import MissingFiles
 from score_st.data.images import Images, LazyImages, without_unreadable
+from score_st.data.labels import labels_of
 
 
 def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
@@ -89,14 +90,23 @@ class Stream:
 
         return grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
 
-    def batch(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
-        """Returns this process's part of the batch of a step, B = batch_size / parts images."""
+    def _numbers(self, step: int) -> list[int]:
+        """Returns the numbers of the images in this process's part of the batch of a step."""
         size = self.batch_size // self.parts
         first = step * self.batch_size + self.part * size
+        return [self._order[first + i] for i in range(size)]
+
+    def batch(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
+        """Returns this process's part of the batch of a step, B = batch_size / parts images."""
         try:
-            return self.images[[self._order[first + i] for i in range(size)]]
+            return self.images[self._numbers(step)]
         except ConfigError as error:
             raise ConfigError(f"{error}{datasets.hint(self.images)}") from error
+
+    def labels(self, step: int) -> Int[np.ndarray, " B"] | None:
+        """Returns the classes of the images of `batch`, see `labels.labels_of`; None if no image has one."""
+        labels = labels_of(self.images)
+        return None if labels is None else labels[self._numbers(step)]
 
     def batches(self, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
         """Returns the batches of steps start ... stop - 1, read ahead by threads."""

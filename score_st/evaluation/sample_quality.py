@@ -169,7 +169,7 @@ def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: An
         limit = f"should be below config.data.num_levels={levels}"
         raise ConfigError(f"{source}: has values up to {images.max()}; {limit}")
     table = np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)
-    return images if levels == 256 else table[images]
+    return images if levels == 256 else table[np.asarray(images)]
 
 
 def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UInt8[np.ndarray, "N H W C"]]:

@@ -6,11 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from support.image_files import idx, load_splits, noise, settings
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.data.array_datasets import read_fashion_mnist
+from score_st.data.labels import labels_of
 
 
 def rows(images: np.ndarray) -> np.ndarray:
@@ -20,7 +22,14 @@ def rows(images: np.ndarray) -> np.ndarray:
 
 def test_digits():
     """1,500 and 297 images, no image in both, 17 levels; both splits have the same histograms."""
-    train, test = load_splits(settings("DIGITS", "", image_size=8, num_channels=1, num_levels=17))
+    config = settings("DIGITS", "", image_size=8, num_channels=1, num_levels=17)
+    train, test = load_splits(config)
+    labels = [labels_of(pipeline.load(config, split)) for split in ("train", "test")]
+    digits = load_digits()
+    pairs = zip(digits.images.astype(np.uint8), digits.target, strict=True)
+    expected = {image.tobytes(): label for image, label in pairs}
+    for images, classes in zip((train, test), labels, strict=True):
+        assert [expected[image.tobytes()] for image in images] == classes.tolist()
     assert (train.shape, test.shape, train.dtype) == ((1500, 8, 8, 1), (297, 8, 8, 1), np.uint8)
     keys = [{image.tobytes() for image in split} for split in (train, test)]
     assert not keys[0] & keys[1]
@@ -36,7 +45,11 @@ def test_fashion_mnist_is_padded_with_black(tmp_path, pack):
     suffix = ".gz" if pack is gzip.compress else ""
     for stem, part in (("train", images[:3]), ("t10k", images[3:])):
         (tmp_path / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(part)))
-    train, test = load_splits(settings("FASHION_MNIST", tmp_path, num_channels=1))
+    (tmp_path / f"train-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(np.array([9, 0, 4], np.uint8))))
+    config = settings("FASHION_MNIST", tmp_path, num_channels=1)
+    train, test = load_splits(config)
+    assert labels_of(pipeline.load(config, "train")).tolist() == [9, 0, 4]
+    assert labels_of(pipeline.load(config, "test")) is None
     assert train.shape == (3, 32, 32, 1) and test.shape == (2, 32, 32, 1) and train.dtype == np.uint8
     np.testing.assert_array_equal(train[:, 2:-2, 2:-2, 0], images[:3])
     np.testing.assert_array_equal(test[:, 2:-2, 2:-2, 0], images[3:])
