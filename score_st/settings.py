@@ -14,6 +14,7 @@ from score_st.ranges import (
     ENTRY,
     FINITE,
     FLAG,
+    LABEL,
     NAME,
     NOT_NEGATIVE,
     OPTIONAL,
@@ -111,6 +112,10 @@ SAMPLING: Section = dict(
     steps=(0, STEPS, "ours: predictor steps; 0: model.num_scales"),
     snr=(0.16, POSITIVE, "signal-to-noise ratio of the corrector"),
     grid=("uniform", ENTRY, "ours: an entry of diffusion.samplers.GRIDS: uniform, quadratic, logsnr or edm"),
+    label=("all", LABEL, "ours: class of sample i: i modulo model.num_classes (all), a number, or none"),
+    class_guidance=(1.0, FINITE, "ours: weight of the class against none; 1: no guidance"),
+    class_guidance_from=(0.0, NOT_NEGATIVE, "ours: the σ/α from which class_guidance is on"),
+    class_guidance_to=(1e9, POSITIVE, "ours: the σ/α up to which class_guidance is on"),
     batch_size=(1024, COUNT, "images per file of samples"),
     group=(16, COUNT, "ours: images computed together on a device; another number may change the last bits"),
     truncation_time=(1e-5, TIME, "ε of sampling"),
@@ -244,6 +249,7 @@ def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for low, high, words in (
         ("model.sigma_min", "model.sigma_max", "below"),
         ("training.eta", "model.sigma_max", "below"),
+        ("sampling.class_guidance_from", "sampling.class_guidance_to", "below"),
         ("model.beta_min", "model.beta_max", "at most"),
         ("training.averages", "training.n_iters", "at most"),
     ):
