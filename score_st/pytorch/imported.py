@@ -101,21 +101,24 @@ def check_golden(path: str | Path, content: Golden, config: ConfigDict) -> Golde
     return golden
 
 
-def compare(model: DiffusionModel, current: state.TrainState, golden: Golden) -> dict[str, dict[str, float]]:
+def compare(
+    model: DiffusionModel, current: state.TrainState, golden: Golden, dtypes: tuple = (jnp.float32, jnp.float64)
+) -> dict[str, dict[str, float]]:
     """Compares what the network computes with the outputs of its own code.
 
     Args:
       model: the diffusion model.
       current: its state.
       golden: of `check_golden`.
+      dtypes: of the arithmetic.
 
     Returns:
-      For each output at each noise level the largest difference, in float32 and in float64, in standard deviations of
+      For each output at each noise level the largest difference, in each arithmetic, in standard deviations of
       the output; `rounding` is five times what float32 cost the other code, in the same unit:
       {"F at 0.002": {"float32": ..., "float64": ..., "rounding": ...}, ...}.
     """
     errors: dict[str, dict[str, float]] = {}
-    for dtype in (jnp.float32, jnp.float64):
+    for dtype in dtypes:
         with jax.enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
             cast = lambda tree, dtype=dtype: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
             wide = dataclasses.replace(model, network=model.network.clone(dtype=dtype))
