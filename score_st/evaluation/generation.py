@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from score_st import ranges, strict_json
 from score_st.array_types import Array, Int, UInt8
-from score_st.config import ConfigError, check, differences
+from score_st.config import ConfigError, check, default, differences, flatten
 from score_st.diffusion import guidance, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.evaluation.runner import BatchRunner
@@ -203,7 +203,8 @@ def claim_folder(folder: Path, settings: dict) -> None:
     about = folder / "samples.json"
     try:
         if about.exists():
-            old = json.loads(about.read_text())["settings"]
+            keys = flatten(default()).items()  # those that an older file lacks count as their default
+            old = {key: value for key, value in keys if key in settings} | json.loads(about.read_text())["settings"]
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
         elif list(folder.glob("[!.]*.npz")):
