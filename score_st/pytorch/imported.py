@@ -42,8 +42,9 @@ def read(path: Path) -> Foreign | None:
     Raises:
       ConfigError: see `edm.read` and `diffusers.read`.
     """
-    if path.is_dir() and (path / diffusers.CONFIG).exists():
-        return diffusers.read(path)
+    for folder in (path, path / "unet"):  # of a network, or of a whole pipeline
+        if (folder / diffusers.CONFIG).is_file():
+            return diffusers.read(folder)
     return edm.read(path) if edm.is_network(path) else None
 
 
