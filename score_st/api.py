@@ -43,7 +43,7 @@ Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
 
 Images = Shaped[Array, "B H W C"]  # integers, or x
-Labels = Int[Array, "..."] | int | None
+Labels = Shaped[Array, "..."] | int | float | None  # integers
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "step", "custom"])

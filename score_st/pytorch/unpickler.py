@@ -9,7 +9,7 @@ import math
 import pickletools
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
@@ -127,8 +127,8 @@ class Machine:
       storages: collects the storages of its tensors, by key.
     """
 
-    functions: ClassVar[Mapping[Global, Callable]] = REBUILD  # the only ones that the pickle may call
-    actions: ClassVar[Mapping[str, Callable[[Any, Any], None]]]  # by instruction; those of CONSTANTS aside
+    functions: ClassVar[dict[Global, Callable]] = REBUILD  # the only ones that the pickle may call
+    actions: ClassVar[dict[str, Callable[[Any, Any], None]]]  # by instruction; those of CONSTANTS aside
     most: ClassVar[int] = 2**24  # instructions
 
     def __init__(self, storages: dict[str, Storage]) -> None:
@@ -242,7 +242,7 @@ class Machine:
 CONSTANTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 CONSTANTS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
+ACTIONS: dict[str, Callable[[Any, Any], None]] = {
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
