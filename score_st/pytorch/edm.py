@@ -55,7 +55,7 @@ class NetworkMachine(Machine):
         Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
         Global("torch.storage", "_load_from_bytes"): _load_from_bytes,
         Global("torch.nn.modules.container", "ModuleDict"): lambda: Object("ModuleDict", {}),
-        Global("dnnlib.util", "EasyDict"): dict,
+        Global("dnnlib.util", "EasyDict"): lambda: {},
     }
 
     def new(self, _: Any) -> None:
@@ -190,7 +190,7 @@ def _network(tree: Any) -> Foreign:
     ignored = lambda name: name.endswith(".resample_filter") or name.startswith("map_augment.")
     data = tree.get("dataset_kwargs")
     place = data.get("path") if type(data) is dict else None
-    notes = (f"the network was trained on {Path(place).name}",) if isinstance(place, str) else ()
+    notes = (f"the network was trained on {Path(place).name[:60]!r}",) if isinstance(place, str) else ()
     return Foreign("a SongUNet", settings, tensors, _namer(size, levels, blocks), ignored, notes)
 
 
@@ -203,7 +203,7 @@ def _child(parent: Object, name: str) -> Object:
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} should be a number, and is {str(value)[:40]}")
+        raise ConfigError(f"{name} should be a finite number")
     return float(value)
 
 
@@ -217,12 +217,22 @@ def _options(network: Object) -> dict[str, Any]:
     defaults |= {"channel_mult_noise": 1, "resample_filter": (1, 1)}
     for key, value in given.items():
         if key not in defaults:
-            raise ConfigError(f"SongUNet has the option {str(key)[:40]}, which is unknown here")
+            raise ConfigError(f"SongUNet has the option {str(key)[:40]!r}, which is unknown here")
+        if not _is_plain(value):
+            raise ConfigError(f"SongUNet has an option {key} that is neither a number nor a text nor a few numbers")
         defaults[key] = tuple(value) if isinstance(value, list) else value
     size, levels = defaults["img_resolution"], defaults["channel_mult"]
     if type(size) is not int or type(levels) is not tuple or type(defaults["num_blocks"]) is not int:
         raise ConfigError("SongUNet's img_resolution, channel_mult and num_blocks should be whole numbers")
     return defaults
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an option is one that SongUNet has: anything else may take forever to be shown."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 64 and all(isinstance(entry, int | float) and _is_plain(entry) for entry in value)
+    short = isinstance(value, str) and len(value) <= 64 and value.isprintable()
+    return value is None or short or (isinstance(value, int | float) and abs(value) < 2**31)
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +272,8 @@ def _tensors(
         for key, value in members.items():
             name = f"{prefix}{str(key)[:40]}"
             seen.append(name)
+            if not name.isprintable():
+                raise Damaged("the name of a tensor can't be printed")
             if len(seen) > MOST_TENSORS:
                 raise Damaged("it has more tensors than any network")
             if group == "_modules" and isinstance(value, Object):

@@ -227,7 +227,8 @@ def read_legacy(content: Any, file: Any) -> Any:
     if content[:1] != b"\x80" or Machine({}).run(file) != LEGACY_MAGIC:
         raise Damaged("not a file of torch.save, neither since PyTorch 1.6 nor before")
     version, machine, tree, keys = (Machine(storages).run(file) for _ in range(4))
-    if version != 1001 or type(machine) is not dict or type(keys) is not list or set(keys) != set(storages):
+    fits = type(keys) is list and all(isinstance(key, str) for key in keys) and set(keys) == set(storages)
+    if version != 1001 or type(machine) is not dict or not fits:
         raise Damaged("a legacy file of torch.save whose parts do not fit together")
     order = "<" if machine.get("little_endian", True) else ">"
     for key in keys:

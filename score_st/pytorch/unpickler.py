@@ -9,7 +9,7 @@ import math
 import pickletools
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
@@ -103,9 +103,22 @@ def _encode(text: Any, encoding: Any) -> Any:
     return codecs.encode(text, encoding)
 
 
+def check_keys(keys: Iterable[Any]) -> None:
+    """Raises Damaged unless keys are text, numbers or None: to hash a tuple of tuples of tuples may take forever."""
+    if not all(key is None or isinstance(key, str | int | float) for key in keys):
+        raise Damaged("a dictionary has a key that is neither text nor a number")
+
+
+def _ordered(pairs: Any = ()) -> OrderedDict:
+    if type(pairs) not in (list, tuple) or not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs):
+        raise Damaged("a dictionary is made of something else than pairs")
+    check_keys(pair[0] for pair in pairs)
+    return OrderedDict(pairs)
+
+
 # the only functions that the pickle of a checkpoint may call
 REBUILD: dict[Global, Callable] = {
-    Global("collections", "OrderedDict"): OrderedDict,
+    Global("collections", "OrderedDict"): _ordered,
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
     Global("torch._utils", "_rebuild_tensor_v2"): lambda *a: Tensor(*a[:4]),
     Global("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
@@ -192,6 +205,7 @@ class Machine:
         """Sets keys and values, which alternate in `items`, of the dictionary on the stack."""
         if type(self.stack[-1]) not in (dict, OrderedDict) or len(items) % 2:
             raise Damaged("its pickle sets items of something that is not a dictionary")
+        check_keys(items[::2])
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def put(self, index: int | None) -> None:
@@ -226,8 +240,8 @@ class Machine:
     def storage(self, _: Any) -> None:
         """Replaces ('storage', type, key, device, size), in legacy files followed by None, by a storage."""
         kind, storage_type, key, _, size, *view = self.stack.pop()
-        known = kind == "storage" and storage_type in STORAGE_TYPES and isinstance(key, str)
-        if not known or view not in ([], [None]):
+        known = kind == "storage" and isinstance(storage_type, Global) and isinstance(key, str)
+        if not known or storage_type not in STORAGE_TYPES or view not in ([], [None]):
             raise Damaged("its pickle refers to data in an unknown way")
         if type(size) is not int or size < 0:
             raise Damaged(f"its data {key[:20]!r} has no size")

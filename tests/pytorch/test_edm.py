@@ -20,7 +20,7 @@ def test_a_snapshot_is_read(tmp_path):
     assert network.tensors.keys() == expected.keys() and not target.exists()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(network.tensors[name], tensor)
-    assert network.notes == ("the network was trained on images.zip",)
+    assert network.notes == ("the network was trained on 'images.zip'",)
     config = imported.configuration(network, {"sampling.steps": "5"})
     assert (config.model.num_classes, config.model.sigma_max, config.model.nf) == (3, 80.0, 8)
     assert (config.model.parametrization, config.data.dequantization) == ("edm", "lossless")
@@ -48,8 +48,13 @@ UNFIT = {
     "is iDDPMPrecond; only EDM's EDMPrecond, VPPrecond": dict(wrapper="iDDPMPrecond"),
     "encoder_type=skip; only standard and residual": dict(options={"encoder_type": "skip"}),
     "channel_mult_noise=3; only 1": dict(options={"channel_mult_noise": 3}),
-    "the option surprise, which is unknown": dict(options={"surprise": 1}),
+    "the option 'surprise', which is unknown": dict(options={"surprise": 1}),
     "should be whole numbers": dict(options={"img_resolution": "8"}),
+    "an option dropout that is neither a number": dict(options={"dropout": 2**40}),
+    "an option embedding_type that is neither": dict(options={"embedding_type": [[1]]}),
+    "sigma_min=0: should be above 0": dict(kind="ve", attributes={"sigma_min": 0}),
+    "M should be a finite number": dict(attributes={"M": "1000"}),
+    "VPPrecond has M=999": dict(attributes={"M": 999}),
     f"{WEIGHT} is missing, which a SongUNet": dict(values=without(foreign.tensors("vp"), WEIGHT)),
     "more.bias is surplus": dict(values=foreign.tensors("vp") | {"more.bias": np.zeros(3, np.float32)}),
     "should have finite": dict(values=foreign.tensors("vp") | {"map_layer0.bias": np.full(32, np.nan, np.float32)}),
@@ -63,7 +68,7 @@ UNFIT = {
 def test_what_can_not_be_converted(tmp_path, message):
     from score_st.model import DiffusionModel
 
-    path = foreign.write_edm(tmp_path / "a.pkl", foreign.edm_tree("vp", **UNFIT[message]))
+    path = foreign.write_edm(tmp_path / "a.pkl", foreign.edm_tree(**{"kind": "vp"} | UNFIT[message]))
     with pytest.raises(ConfigError) as error:
         network = imported.read(path)
         config = imported.configuration(network, {})
@@ -88,11 +93,21 @@ def hostile(target: Path) -> dict[str, bytes]:
         "neither since PyTorch 1.6 nor before": storage(b"\x80\x02K\x01."),
         "with something after its end": storage(foreign.storage_file(array) + b"."),
         "and does not": storage(foreign.storage_file(array)[:-1]),
-        "more than 1048576 instructions": b"\x80\x04" + b"N0" * 2**20 + b".",
+        "more than 1048576 instructions": b"\x80\x04" + b"N" * (2**20 + 1) + b".",
         "a pickle with something after its end": b"\x80\x04}.}.",
         "has no 'ema'": b"\x80\x04}.",
+        "a key that is neither text nor a number": b"\x80\x04" + laughs(40) + b"}h\x28K\x01s.",
+        "a dictionary is made of something else": calls("collections", "OrderedDict", (5,)),
         "nest deeper": b"\x80\x04" + foreign.pickled({"ema": nested(9)}) + b".",
     }
+
+
+def laughs(levels: int) -> bytes:
+    """A tuple of ten references to a tuple of ten references to ..., whose hash would take forever."""
+    text = b"(K\x01t\x94"
+    for i in range(levels):
+        text += b"(" + (b"h" + bytes([i])) * 10 + b"t\x94"
+    return text
 
 
 def nested(levels: int) -> foreign.Call:

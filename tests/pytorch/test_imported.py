@@ -108,7 +108,7 @@ def test_convert_and_other_commands(tmp_path, capsys, one_device):
     assert not workdir.exists()
     convert.main([*argv, "--verify", str(golden), "--tol", "2e-5"], one_device)
     printed = capsys.readouterr()
-    assert "config.py: for --config of other commands" in printed.out and "trained on images.zip" in printed.err
+    assert "config.py: for --config of other commands" in printed.out and "trained on 'images.zip'" in printed.err
     stored, again = config.from_workdir(workdir), config.load(workdir / "config.py")
     assert stored.to_dict() == again.to_dict() and stored.sampling.steps == 3
     model = api.load(workdir)

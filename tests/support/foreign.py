@@ -117,12 +117,14 @@ def edm_tree(kind: str, values: dict[str, np.ndarray] | None = None, source: str
       kind: of NETWORKS.
       values: its tensors, by default `tensors`.
       source: the text of the module that defines the wrapper.
-      **changes: `wrapper` and `network`, names of classes, and `options`, a dictionary, where they are others.
+      **changes: `wrapper` and `network`, names of classes, and `options` and `attributes` (of the wrapper),
+        dictionaries, where they are others.
     """
     about, values = NETWORKS[kind], tensors(kind) if values is None else values
     options = about["options"] | changes.get("options", {})
     inner = module(changes.get("network", "SongUNet"), values, _init_args=(), _init_kwargs=options)
-    state = {"_parameters": {}, "_buffers": {}, "_modules": {"model": inner}} | about["attributes"]
+    state = {"_parameters": {}, "_buffers": {}, "_modules": {"model": inner}}
+    state |= about["attributes"] | changes.get("attributes", {})
     ema = persistent(changes.get("wrapper", about["wrapper"]), state, source)
     loss = persistent(about["wrapper"].replace("Precond", "Loss"), {"P_mean": -1.2})
     return {"ema": ema, "loss_fn": loss, "augment_pipe": None, "dataset_kwargs": {"path": "datasets/images.zip"}}
