@@ -56,6 +56,8 @@ def refusing(path: str | Path) -> Iterator[None]:
     """Turns whatever a damaged or hostile file raises into a ConfigError with its name."""
     try:
         yield
+    except ConfigError:  # what is wrong is said already
+        raise
     except Damaged as error:
         raise ConfigError(f"{path}: {error}; nothing was read from it") from error
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError) as error:
