@@ -75,6 +75,7 @@ setup(
         "lsun": LSUN,
         "tfrecord": TFRECORD,
         "safetensors": SAFETENSORS,
+        "test-diffusers": ["diffusers>=0.35", "torch"],  # for a slow test that compares with it
         "gcs": GCS,
         "s3": S3,
     },

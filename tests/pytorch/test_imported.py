@@ -81,6 +81,27 @@ def test_outputs_of_their_own_code(tmp_path, name):
         assert error["float32"] < max(tolerance, error["rounding"]), (output, error)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddpm", "ncsnpp"])
+def test_diffusers_itself(tmp_path, kind):
+    """Where it is installed: pip install 'score_st[test-diffusers]'."""
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    options = foreign.NETWORKS[kind]["options"]
+    network = package.UNet2DModel(**{key: value for key, value in options.items() if not key.startswith("_")})
+    levels = np.array([12.25, 700.0]) if kind == "ddpm" else np.array([0.5, 10.0])
+    x = np.random.default_rng(0).normal(size=(2, 2, 3, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(torch.from_numpy(foreign.drawn(name, list(parameter.shape))))
+        pairs = zip(x, levels, strict=True)
+        output = [network(torch.from_numpy(images), float(level)).sample.numpy() for images, level in pairs]
+    network.save_pretrained(tmp_path / "network", safe_serialization=False)
+    golden = {"x": x, "output": np.stack(output), "rounding": np.zeros(2)}
+    golden["timestep" if kind == "ddpm" else "sigma"] = levels
+    for name, error in compared(tmp_path / "network", golden).items():
+        assert error["float32"] < 2e-5, (name, error)
+
+
 def test_a_wrong_network_is_noticed(tmp_path):
     """The traps: q, k and v in thirds instead of interleaved, groups, c_noise, and the classes."""
     values = foreign.tensors("edm")
