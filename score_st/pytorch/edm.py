@@ -137,7 +137,6 @@ OPTIONS: dict[str, tuple[Any, str | None]] = {
     "decoder_type": ("standard", None),
 }
 ENCODERS = {"standard": "none", "residual": "residual"}
-OTHERS = {"out_channels", "augment_dim", "encoder_type", "channel_mult_noise", "resample_filter"}
 LEAVES = {
     "block": {"GroupNorm_0": "norm0", "Conv_0": "conv0", "Dense_0": "affine", "GroupNorm_1": "norm1"}
     | {"Conv_1": "conv1", "Conv_2": "skip"},
