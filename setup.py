@@ -80,6 +80,7 @@ setup(
         "parquet": PARQUET,
         "safetensors": SAFETENSORS,
         "wandb": WANDB,
+        "test-diffusers": ["diffusers>=0.35", "torch"],  # for a slow test that compares with it
         "gcs": GCS,
         "s3": S3,
     },

@@ -348,6 +348,15 @@ def to_json(config: ConfigDict) -> str:
     return strict_json.dumps(config.to_dict(), indent=1, sort_keys=True, default=plain)
 
 
+def as_file(config: ConfigDict) -> str:
+    """The text of a configuration file that has these settings."""
+    usual = flatten(default())
+    lines = [f"    config.{key} = {value!r}" for key, value in flatten(config).items() if value != usual[key]]
+    top = '"""Of a network that was converted: written by `python -m score_st.convert`."""'
+    top = f"{top}\n\nfrom score_st.config import default\n\n\ndef get_config():\n    config = default()"
+    return "\n".join([top, *lines, "    return config", ""])
+
+
 def choose(table: Mapping[str, Entry], name: str, key: str) -> Entry:
     """`table[name]`, or a ConfigError that lists the choices; `key` names the setting."""
     if name not in table:

@@ -224,6 +224,7 @@ TIME = real(0, 1, open="()", least=1e-12)
 TOLERANCE = real(0, open="(", least=1e-12)
 SEED = whole(0, 2**32 - 1, most=2**32 - 1)  # JAX drops the bits above
 ENTRY = Text("the name of an entry", bool)
+LABEL = Text("all, none or the number of a class", lambda text: text in ("all", "none") or text.isdecimal())
 OPTIONAL = Text("the name of an entry, or empty")
 NAME = Text("a text")
 PLACE = Text("a path or a URL; only a shell expands ~, so write it out", lambda text: not text.startswith("~"))

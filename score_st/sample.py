@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from score_st import ranges, strict_json, weights
@@ -87,7 +88,12 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         frames = next(generation.batches(run, generate, 0, 16))["frames"][: arguments.num].swapaxes(0, 1)
     if jax.process_index() > 0:
         return
-    image_grid.grid(generation.read_shards(folder, 256), config.data.num_levels, folder / "grid.png")
+    drawn = generation.read_shards(folder, max(256, 10 * model.num_classes))
+    image_grid.grid(drawn[:256], config.data.num_levels, folder / "grid.png")
+    columns = min(len(drawn) // (model.num_classes or 1), 10)
+    if model.num_classes and config.sampling.label == "all" and columns:
+        rows = [drawn[label :: model.num_classes][:columns] for label in range(model.num_classes)]
+        image_grid.grid(np.concatenate(rows), config.data.num_levels, folder / "classes.png", columns)
     if frames is not None:
         image_grid.animation(frames, config.data.num_levels, folder / "trajectory.gif")
     if arguments.png:

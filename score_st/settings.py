@@ -14,6 +14,7 @@ from score_st.ranges import (
     ENTRY,
     FINITE,
     FLAG,
+    LABEL,
     NAME,
     NOT_NEGATIVE,
     OPTIONAL,
@@ -112,6 +113,10 @@ SAMPLING: Section = dict(
     steps=(0, STEPS, "ours: predictor steps; 0: model.num_scales"),
     snr=(0.16, POSITIVE, "signal-to-noise ratio of the corrector"),
     grid=("uniform", ENTRY, "ours: an entry of diffusion.samplers.GRIDS: uniform, quadratic, logsnr or edm"),
+    label=("all", LABEL, "ours: class of sample i: i modulo model.num_classes (all), a number, or none"),
+    class_guidance=(1.0, FINITE, "ours: weight of the class against none; 1: no guidance"),
+    class_guidance_from=(0.0, NOT_NEGATIVE, "ours: the σ/α from which class_guidance is on"),
+    class_guidance_to=(1e9, POSITIVE, "ours: the σ/α up to which class_guidance is on"),
     batch_size=(1024, COUNT, "images per file of samples"),
     group=(16, COUNT, "ours: images computed together on a device; another number may change the last bits"),
     truncation_time=(1e-5, TIME, "ε of sampling"),
@@ -164,7 +169,7 @@ DATA: Section = dict(
 MODEL: Section = dict(
     name=("ncsnpp", ENTRY, "an entry of networks.NETWORKS"),
     parametrization=("", OPTIONAL, "ours: an entry of PARAMETRIZATIONS; empty: the SDE's own"),
-    time_conditioning=("", OPTIONAL, "ours: bounded (999 t), …; empty: the parametrization's own"),
+    time_conditioning=("", OPTIONAL, "ours: an entry of TIME_CONDITIONINGS; empty: the parametrization's own"),
     data_std=(0.5, POSITIVE, "ours: of the scaled data, for parametrization edm, idode times, edm weighting"),
     data_mean=(0.0, FINITE, "ours: mean of the scaled data, for parametrization=edm"),
     ema_rate=(0.9999, RATE, "of the moving average of the weights"),
@@ -197,6 +202,16 @@ MODEL: Section = dict(
     progressive_combine=("sum", OneOf(("sum", "cat")), "how the input pyramid is merged: sum or cat"),
     auxiliary_resblock=(True, FLAG, "residual blocks that resample"),
     init_scale=(0.0, NOT_NEGATIVE, "of the last convolutions; 0: 1e-10"),
+    num_classes=(0, whole(0, most=10**5), "ours: classes of the data that the network is told; 0: none"),
+    class_dropout=(0.1, RATE, "ours: rate at which training hides the class, for guidance without a classifier"),
+    center_input=(
+        True,
+        FLAG,
+        "ours: where data.centered=False, the network maps [0, 1] to [-1, 1]; False: it does not",
+    ),
+    num_groups=(0, COUNT_OR_0, "ours: of each group normalization; 0: a quarter of the channels, at most 32"),
+    diffusers_groups=(False, FLAG, "ours: the groups that NCSN++ has in diffusers at sizes with attention"),
+    attention_each=(False, FLAG, "ours: on the way up, attention after every residual block, not only the last"),
 )
 OPTIM: Section = dict(
     optimizer=("Adam", ENTRY, "Adam or AdamW"),
@@ -240,6 +255,7 @@ def problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for low, high, words in (
         ("model.sigma_min", "model.sigma_max", "below"),
         ("training.eta", "model.sigma_max", "below"),
+        ("sampling.class_guidance_from", "sampling.class_guidance_to", "below"),
         ("model.beta_min", "model.beta_max", "at most"),
         ("training.averages", "training.n_iters", "at most"),
     ):

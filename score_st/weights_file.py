@@ -1,9 +1,7 @@
 """The weights of a run as a safetensors file, with their configuration in its header, and back; needs safetensors."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,11 @@ from ml_collections import ConfigDict
 from score_st import strict_json
 from score_st.config import MEANING, ConfigError, changed, check, default, differences, flatten, to_json
 from score_st.model import DiffusionModel
+from score_st.runtime import safetensors_files
 from score_st.training import optimizer, state
 
 ENDING = ".safetensors"
 FORMAT = "score_st"  # of the header
-
-
-@contextlib.contextmanager
-def _library(path: Path) -> Iterator[None]:
-    """Turns what the library raises for a file into a ConfigError."""
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(f"{path}: needs pip install 'score_st[safetensors]'") from error
-    except ConfigError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be used ({error.strerror or error}); name another file") from error
-    except Exception as error:  # SafetensorError, for a damaged header
-        raise ConfigError(f"{path}: not a complete safetensors file ({' '.join(str(error).split())})") from error
 
 
 def write(path: Path, params: Any, config: ConfigDict, about: Mapping[str, Any]) -> None:
@@ -51,15 +35,7 @@ def write(path: Path, params: Any, config: ConfigDict, about: Mapping[str, Any])
     """
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _flat(params).items()}
     header = {"format": FORMAT, "config": to_json(config), **{key: str(value) for key, value in about.items()}}
-    temporary = path.with_name(f".{path.name}")
-    with _library(path):
-        from safetensors.numpy import save_file
-
-        try:
-            save_file(tensors, temporary, header)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    safetensors_files.write(path, tensors, header)
 
 
 def _flat(params: Any) -> dict[str, Any]:
@@ -72,11 +48,7 @@ def header(path: Path) -> dict[str, str]:
     Raises:
       ConfigError: it is no such file.
     """
-    with _library(path):
-        from safetensors import safe_open
-
-        with safe_open(path, "np") as file:
-            about = file.metadata() or {}
+    about = safetensors_files.header(path)
     if about.get("format") != FORMAT or "config" not in about:
         raise ConfigError(
             f"{path}: has no configuration in its header, as `python -m score_st.convert --to` writes it"
@@ -107,10 +79,7 @@ def read(path: Path, model: DiffusionModel) -> dict[str, Any]:
       ConfigError: a tensor is missing, surplus, of another shape or type, or not finite.
     """
     expected = _flat(model.abstract_params)
-    with _library(path):
-        from safetensors.numpy import load_file
-
-        tensors = load_file(path)
+    tensors = safetensors_files.read(path)
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise ConfigError(f"{path}: {name} is {'missing' if name in expected else 'surplus'}")
     for name, tensor in tensors.items():
@@ -120,18 +89,6 @@ def read(path: Path, model: DiffusionModel) -> dict[str, Any]:
         if not np.isfinite(tensor).all():
             raise ConfigError(f"{path}: {name} has numbers that are not finite")
     return traverse_util.unflatten_dict(tensors, sep=".")
-
-
-def source(config: ConfigDict) -> str:
-    """Returns the text of a configuration file that has these settings."""
-    usual = flatten(default())
-    lines = [f"    config.{key} = {value!r}" for key, value in flatten(config).items() if value != usual[key]]
-    top = (
-        '"""Of a file of weights: written by `python -m score_st.convert`."""',
-        "",
-        "from score_st.config import default",
-    )
-    return "\n".join([*top, "", "", "def get_config():", "    config = default()", *lines, "    return config", ""])
 
 
 def check_same(path: Path, config: ConfigDict) -> None:

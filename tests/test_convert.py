@@ -49,7 +49,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, capsys, one_device):
         ("--from", str(tmp_path / "broken.pth")): "broken.pth: ",
         ("--from", str(tmp_path / "none.pth")): "can't be read (No such file",
         ("--from", str(tmp_path)): "can't be read (Is a directory",
-        (): "one of --from FILE.pth, --to FILE.pth and --verify FILE.npz",
+        (): "one of --from FILE, --to FILE.pth and --verify FILE.npz",
     }
     for arguments, message in refused.items():
         with pytest.raises(SystemExit) as stop:

@@ -169,7 +169,7 @@ def reading_speed(stream: Any, seconds: float, label: str) -> Number:
     """Returns the images per second of a `pipeline.Stream`."""
     batches = stream.batches(0, 10**9)
     for _ in range(READ_AHEAD):
-        size = len(next(batches))
+        size = len(jax.tree.leaves(next(batches))[0])  # images, or with labels
 
     def run(calls: int) -> None:
         for _ in range(calls):

@@ -56,7 +56,7 @@ def _cifar_batch(path: Path) -> tuple[UInt8[np.ndarray, "N 3072"], Any]:
         if path.suffix == ".bin":
             rows = np.fromfile(path, np.uint8).reshape(-1, 3073)
             return rows[:, 1:], rows[:, 0]
-        content = unpickler.Machine({}, unpickler.REBUILD_ARRAYS).run(path.read_bytes())
+        content = unpickler.ArrayMachine({}).run(path.read_bytes())
         # Python 2 had no other text than bytes
         images, labels = (content.get(key.encode(), content.get(key)) for key in ("data", "labels"))
         if not isinstance(images, unpickler.Array) or images.value is None:

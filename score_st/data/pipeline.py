@@ -59,6 +59,7 @@ def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
     for key, size in (("image_size", height), ("num_channels", channels)):
         if data[key] != size:
             raise ConfigError(f"config.data.{key}: {data.dataset} has {size}, not {data[key]}")
+    _check_classes(config, images)
     if images.max() >= data.num_levels:
         raise ConfigError(
             f"config.data.num_levels: {data.dataset} has values up to {images.max()}; should be one more"
@@ -66,6 +67,22 @@ def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
     if data.skip_unreadable and isinstance(images, LazyImages):
         images = without_unreadable(images, f"{data.dataset} {split}", data.num_threads)
     return images
+
+
+def _check_classes(config: ConfigDict, images: Images) -> None:
+    """Raises ConfigError if the network is to be told classes that the images do not have."""
+    count, labels = config.model.num_classes, labels_of(images)
+    if count and labels is None:
+        raise ConfigError(f"config.model.num_classes={count}: {config.data.dataset} has no classes; should be 0")
+    if count and labels is not None and labels.max() >= count:
+        raise ConfigError(
+            f"config.model.num_classes={count}: {config.data.dataset} has a class {labels.max()}; "
+            f"should be {labels.max() + 1}"
+        )
+
+
+# images, or images and their labels
+Batch = UInt8[np.ndarray, "B H W C"] | tuple[UInt8[np.ndarray, "B H W C"], Int[np.ndarray, " B"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Stream:
       part: the number of this process; it gets a contiguous part of every batch.
       parts: how many processes there are.
       threads: how many threads read ahead.
+      labeled: whether a batch is (images, labels), for networks that are told the classes.
     """
 
     images: Images
@@ -89,6 +107,7 @@ class Stream:
     part: int = 0
     parts: int = 1
     threads: int = 2
+    labeled: bool = False
 
     @functools.cached_property
     def _order(self) -> Any:
@@ -102,19 +121,21 @@ class Stream:
         first = step * self.batch_size + self.part * size
         return [self._order[first + i] for i in range(size)]
 
-    def batch(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
-        """Returns this process's part of the batch of a step, B = batch_size / parts images."""
+    def batch(self, step: int) -> Batch:
+        """Returns this process's part of the batch of a step, B = batch_size / parts images; see `labeled`."""
         try:
-            return self.images[self._numbers(step)]
+            images = self.images[self._numbers(step)]
         except ConfigError as error:
             raise ConfigError(f"{error}{datasets.hint(self.images)}") from error
+        labels = self.labels(step) if self.labeled else None
+        return images if labels is None else (images, labels)
 
     def labels(self, step: int) -> Int[np.ndarray, " B"] | None:
         """Returns the classes of the images of `batch`, see `labels.labels_of`; None if no image has one."""
         labels = labels_of(self.images)
         return None if labels is None else labels[self._numbers(step)]
 
-    def batches(self, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Returns the batches of steps start ... stop - 1, read ahead by threads."""
         import grain
 

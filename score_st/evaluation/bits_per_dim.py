@@ -11,7 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from score_st import strict_json
+from score_st.array_types import Int
 from score_st.data.images import Images
+from score_st.data.labels import labels_of
 from score_st.diffusion import time_sampling
 from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
@@ -60,6 +62,22 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict[str, Any]:
         figures[f"{name}_nfe"] = float(np.mean([terms["nfe"] for terms in repeats]))
         figures[f"{name}_unreached"] = np.flatnonzero(~reached).tolist()
     return figures
+
+
+def by_class(name: str, repeats: list[dict], offset: float, labels: Int[np.ndarray, " N"]) -> dict[str, Any]:
+    """Returns the mean of a figure over the images of each class, and their number; None for a class without images.
+
+    Args:
+      name: one of FIGURES.
+      repeats: as for `summary`.
+      offset: as for `summary`.
+      labels: the class of each image, -1 for none.
+    """
+    values = np.mean([image_terms.total(terms) for terms in repeats], axis=0) + offset
+    reached = np.all([terms.get("reached", np.ones(len(values), bool)) for terms in repeats], axis=0)
+    groups = [values[(labels == label) & reached] for label in range(int(labels.max()) + 1)]
+    means = [float(group.mean()) if len(group) else None for group in groups]
+    return {f"{name}_by_class": means, "images_by_class": [len(group) for group in groups]}
 
 
 def _run_repeats(
@@ -117,6 +135,8 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
     figures: dict[str, Any] = {}
     for name in repeats:
         figures |= summary(name, repeats[name], evaluation.offset(name))
+        if evaluation.labels is not None:
+            figures |= by_class(name, repeats[name], evaluation.offset(name), np.asarray(evaluation.labels))
     return figures | seconds
 
 
@@ -162,7 +182,7 @@ def evaluate(
       What is in bpd.json.
     """
     image_terms.check_batch_size(config, model, mesh)
-    section, evaluation = config.eval, image_terms.from_config(config, model)
+    section, evaluation = config.eval, image_terms.from_config(config, model, labels_of(images))
     writes, folder = jax.process_index() == 0, folder or workdir / "eval"
     if writes:
         _warn(evaluation)

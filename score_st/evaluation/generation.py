@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st import ranges, strict_json
-from score_st.array_types import Array, UInt8
-from score_st.config import ConfigError, check, differences
-from score_st.diffusion import samplers
+from score_st.array_types import Array, Int, UInt8
+from score_st.config import ConfigError, check, default, differences, flatten
+from score_st.diffusion import guidance, samplers
+from score_st.diffusion.parametrization import Score
 from score_st.evaluation.runner import BatchRunner
-from score_st.model import DiffusionModel
+from score_st.model import DiffusionModel, by_image
 from score_st.reporting import image_grid
 from score_st.runtime import cli, endings, memory, numpy_files, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
@@ -72,6 +73,38 @@ def check_memory(config: ConfigDict, model: DiffusionModel, mesh: Mesh) -> None:
     memory.check(mesh, f"config.sampling.group={group}", needs)
 
 
+def classes(config: ConfigDict, model: DiffusionModel, indices: Int[Array, " B"]) -> Int[Array, " B"] | None:
+    """Returns the classes of samples, -1 for none, as sampling.label says; None for a network without classes.
+
+    Raises:
+      ConfigError: there is no such class.
+    """
+    label, count = config.sampling.label, model.num_classes
+    if label.isdecimal() and int(label) >= count:
+        has = f"has classes 0 ... {count - 1}" if count else "has no classes"
+        raise ConfigError(f"config.sampling.label={label}: the network {has}")
+    if not count:
+        return None
+    return indices % count if label == "all" else jnp.full(len(indices), -1 if label == "none" else int(label))
+
+
+def score_given(config: ConfigDict, model: DiffusionModel, params: Any, labels: Any) -> Score:
+    """Returns the score given classes, with the guidance of sampling.class_guidance.
+
+    Raises:
+      ConfigError: guidance without classes.
+    """
+    sampling, score = config.sampling, model.score(params, labels=labels)
+    if sampling.class_guidance == 1:
+        return score
+    if not model.num_classes:
+        raise ConfigError(f"config.sampling.class_guidance={sampling.class_guidance}: the network has no classes")
+    if labels is None:
+        return score
+    edges = sampling.class_guidance_from, sampling.class_guidance_to
+    return guidance.ClassifierFree(sampling.class_guidance, *edges)(model.sde, score, model.score(params))
+
+
 def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int = 1) -> jax.stages.Wrapped:
     """Returns a jitted function that draws images.
 
@@ -86,11 +119,16 @@ def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int 
       [B, F, H, W, C]: x_t brought to the spread of images.
     """
     sampler, sde, scaler = samplers.from_config(config), samplers.sampling_sde(config, model.sde), model.scaler
+    shape = model.image_shape
+    if frames > 1 and model.num_classes:
+        raise ConfigError(f"config.model.num_classes={model.num_classes}: no trajectories of classes can be drawn")
 
     @jax.jit
     def generate(params: Any, indices: Any) -> dict[str, Array]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        x, nfe, *states = sampler(model.score(params), sde, keys, model.image_shape, frames)
+        labels = classes(config, model, indices)
+        draw = lambda label, keys: sampler(score_given(config, model, params, label), sde, keys, shape, frames)
+        x, nfe, *states = by_image(draw, labels, keys)
         result = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
         if states:
             alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
@@ -164,7 +202,9 @@ def claim_folder(folder: Path, settings: dict) -> None:
     about = folder / "samples.json"
     try:
         if about.exists():
-            old = dict(strict_json.loads(about.read_bytes())["settings"])
+            keys = flatten(default()).items()  # those that an older file lacks count as their default
+            stored = dict(strict_json.loads(about.read_bytes())["settings"])
+            old = {key: value for key, value in keys if key in settings} | stored
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
         elif list(folder.glob("[!.]*.npz")):

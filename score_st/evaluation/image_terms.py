@@ -16,7 +16,8 @@ from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, probability_flow
 from score_st.diffusion.dims import expand, sum_dims
-from score_st.model import DiffusionModel
+from score_st.diffusion.parametrization import Score
+from score_st.model import DiffusionModel, by_image
 from score_st.runtime import memory, sharding
 
 PROBES = Table("eval.hutchinson_type", {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal})
@@ -55,6 +56,7 @@ class Evaluation:
       half_bin: half the width of a level for truncated normal dequantization; 0 for any other.
       samples: K of the importance-weighted bound of truncated normal dequantization.
       lambda_: names the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
+      labels: the class of each image of the split, for a network that is told classes.
     """
 
     model: DiffusionModel
@@ -65,6 +67,11 @@ class Evaluation:
     half_bin: float = 0.0
     samples: int = 1
     lambda_: float = 0.0
+    labels: Int[Array, " N"] | None = None
+
+    def _score(self, params: Any, indices: Any) -> Score:
+        """Returns the score, given the classes of these images."""
+        return self.model.score(params, labels=None if self.labels is None else jnp.asarray(self.labels)[indices])
 
     def bits(self, nats: Any) -> Any:
         """Converts a term from nats an image to bits a dimension; `offset` is added once to their sum."""
@@ -84,16 +91,22 @@ class Evaluation:
         probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype) if self.probe else None
         return x, draw(jax.random.normal, 1), draw(jax.random.normal, 2), probes
 
-    def _flow(self, params: Any, x: Any, probes: Any) -> tuple[dict, dict]:
+    def _flow(self, params: Any, x: Any, indices: Any, probes: Any) -> tuple[dict, dict]:
         model = self.model
-        result = likelihood.nll(model.score(params), model.sde, x, probes, self.solver, self.lambda_)
+
+        def nll(labels: Any, x: Any, probes: Any) -> likelihood.NLL:
+            score = model.score(params, labels=labels)
+            return likelihood.nll(score, model.sde, x, probes, self.solver, self.lambda_)
+
+        labels = None if self.labels is None else jnp.asarray(self.labels)[indices]
+        result = by_image(nll, labels, x, probes)
         counts = {"nfe": result.evaluations, "reached": result.reached}
         return {"prior": self.bits(result.prior), "trace": self.bits(result.trace)}, counts
 
-    def _reconstruction(self, params: Any, x: Any, z: Any) -> Any:
+    def _reconstruction(self, params: Any, x: Any, indices: Any, z: Any) -> Any:
         model = self.model
         eps = jnp.full(len(x), model.sde.eps)
-        return self.bits(losses.reconstruction(model.score(params), model.sde, x, eps, z, self.log_mass))
+        return self.bits(losses.reconstruction(self._score(params, indices), model.sde, x, eps, z, self.log_mass))
 
     def nll(
         self,
@@ -116,17 +129,17 @@ class Evaluation:
             return self._importance_weighted(params, images, indices, key)
         x, z, _, probes = self._inputs(images, indices, key)
         mean, std = self.model.sde.marginal(x, jnp.full(len(x), self.model.sde.eps))
-        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), probes)
+        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), indices, probes)
         # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
         noise = 0.5 * (math.prod(x.shape[1:]) - sum_dims(jnp.square(z)))
-        reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
+        reconstruction = self._reconstruction(params, x, indices, z) + self.bits(noise)
         return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 
     def density(
         self, params: Any, x: Float[Array, "B H W C"], indices: Int[Array, " B"], key: Key[Array, ""]
     ) -> Terms:
         """Returns the same for -log p by the flow from x, which is scaled already, without dequantization."""
-        terms, counts = self._flow(params, x, self._inputs(x, indices, key)[3])
+        terms, counts = self._flow(params, x, indices, self._inputs(x, indices, key)[3])
         return terms | counts
 
     def _importance_weighted(self, params: Any, images: Any, indices: Any, key: Any) -> Terms:
@@ -141,7 +154,7 @@ class Evaluation:
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, k), i))(indices)
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
             start, log_q = likelihood.truncated_normal(self.model.sde, x, self.half_bin, u)
-            terms, counts = self._flow(params, start, probes)
+            terms, counts = self._flow(params, start, indices, probes)
             return terms | {"dequantization": self.bits(log_q)}, counts
 
         terms, counts = jax.lax.map(sample, jnp.arange(self.samples))
@@ -161,9 +174,11 @@ class Evaluation:
         """Returns the terms of the bound in bits/dim [B], at the importance-sampled time of u, uniform on [0, 1)."""
         x, z, z_rec, _ = self._inputs(images, indices, key)
         model = self.model
-        prior, diffusion, entropy = likelihood.nelbo(model.score(params), model.sde, x, u, z, self.lambda_ or 1.0)
+        prior, diffusion, entropy = likelihood.nelbo(
+            self._score(params, indices), model.sde, x, u, z, self.lambda_ or 1.0
+        )
         terms = jax.tree.map(self.bits, {"prior": prior, "diffusion": diffusion, "entropy": entropy})
-        return terms | {"reconstruction": self._reconstruction(params, x, z_rec)}
+        return terms | {"reconstruction": self._reconstruction(params, x, indices, z_rec)}
 
     def loss_at(
         self,
@@ -176,7 +191,7 @@ class Evaluation:
         """Returns ½ ‖σ s + z‖² a dimension, in nats [B], at one time t for all images."""
         x, z, _, _ = self._inputs(images, indices, key)
         model = self.model
-        error = losses.denoising_error(model.score(params), model.sde, x, jnp.full(len(x), t), z)
+        error = losses.denoising_error(self._score(params, indices), model.sde, x, jnp.full(len(x), t), z)
         return {"loss": 0.5 * error / np.prod(model.image_shape)}
 
     def gradient_of(
@@ -234,8 +249,13 @@ def check_batch_size(config: Any, model: DiffusionModel, mesh: Mesh) -> None:
     memory.check(mesh, asked, needs)
 
 
-def from_config(config: Any, model: DiffusionModel) -> Evaluation:
+def from_config(config: Any, model: DiffusionModel, labels: Any = None) -> Evaluation:
     """Returns the evaluation that `config.eval` describes.
+
+    Args:
+      config: all settings.
+      model: the diffusion model.
+      labels: see `Evaluation`.
 
     Raises:
       ConfigError: a name is unknown, or there is nothing to compute.
@@ -255,6 +275,7 @@ def from_config(config: Any, model: DiffusionModel) -> Evaluation:
         losses.half_bin(config) if name == "truncated_normal" else 0.0,
         section.importance_samples,
         section.lambda_,
+        labels if model.num_classes else None,
     )
 
 

@@ -10,7 +10,7 @@ import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -180,14 +180,19 @@ STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
 class Machine:
     """A stack machine that interprets one pickle.
 
+    A subclass for another kind of file knows other `functions` and `actions`.
+
     Args:
       storages: collects the storages of its tensors, by key.
-      functions: the only ones that it may call.
     """
 
-    def __init__(self, storages: dict[str, Storage], functions: Mapping[Global, Callable] = REBUILD) -> None:
+    functions: ClassVar[Mapping[Global, Callable]] = REBUILD  # the only ones that the pickle may call
+    actions: ClassVar[Mapping[str, Callable[[Any, Any], None]]]  # by instruction; those of CONSTANTS aside
+    given_limit: ClassVar[int] = GIVEN_LIMIT  # items that functions may be given
+
+    def __init__(self, storages: dict[str, Storage]) -> None:
         """Starts with an empty stack."""
-        self.functions, self.given = functions, 0  # items that functions have been given
+        self.given = 0  # items that functions have been given
         self.stack: list[Any] = []
         self.marks: list[list] = []  # the stacks below each MARK
         self.memo: dict[int, Any] = {}
@@ -209,8 +214,8 @@ class Machine:
                 return self.stack.pop()
             if opcode.name in CONSTANTS:
                 self.stack.append(argument)
-            elif opcode.name in ACTIONS:
-                ACTIONS[opcode.name](self, argument)
+            elif opcode.name in self.actions:
+                self.actions[opcode.name](self, argument)
             elif opcode.name not in ("PROTO", "FRAME"):
                 raise Damaged(f"its pickle has the instruction {opcode.name}, which no checkpoint needs")
         raise Damaged("its pickle has no end")
@@ -263,12 +268,12 @@ class Machine:
         self.push(target)
 
     def reduce(self, _: Any) -> None:
-        """Calls one of `functions`."""
+        """Calls one of the `functions`."""
         function, arguments = self.pop(2)
         if type(function) is not Global or function not in self.functions or type(arguments) is not tuple:
             raise Damaged("its pickle calls something that is not a function")
         self.given += sum(len(value) for value in arguments if isinstance(value, str | bytes | list | tuple))
-        if self.given > GIVEN_LIMIT:  # the same text a thousand times, each time copied
+        if self.given > self.given_limit:  # the same text a thousand times, each time copied
             raise Damaged("its pickle calls functions with more than it can hold")
         self.push(self.functions[function](*arguments))
 
@@ -303,7 +308,7 @@ class Machine:
 CONSTANTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 CONSTANTS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
+ACTIONS: dict[str, Callable[[Any, Any], None]] = {
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
@@ -333,6 +338,13 @@ ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "BUILD": Machine.build,
     "BINPERSID": Machine.storage,
 }
+Machine.actions = ACTIONS
+
+
+class ArrayMachine(Machine):
+    """Interprets a pickle of arrays, text and numbers."""
+
+    functions = REBUILD_ARRAYS
 
 
 def dump(node: Any, arrays: list[Shaped[np.ndarray, "..."]]) -> Iterator[bytes]:

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from score_st.config import ConfigError, add_entries, changed, check, described, flatten, read
+from score_st.config import ConfigError, add_entries, changed, check, default, described, flatten, read
 from score_st.ranges import TYPES, Number
 from score_st.runtime import endings, exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
 
+OUR_OWN = ("config", "changes", "quiet")  # options that processes need not agree on beyond the configuration
 WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
 
@@ -66,9 +67,9 @@ class HelpConfig(argparse.Action):
         parser.exit(exit_codes.DONE)
 
 
-def add_config_options(option: Callable[..., Any], **files: Any) -> None:
+def add_config_options(option: Callable[..., Any], required: bool = True, **files: Any) -> None:
     """Adds --config, with the settings `files`, --config.KEY=VALUE and --help-config."""
-    option("--config", required=True, metavar="FILE", **files)
+    option("--config", required=required, metavar="FILE", **files)
     option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     about = "show all keys, or those of training, sampling, eval, data, model, optim or storage, and exit"
     option("--help-config", nargs="?", action=HelpConfig, metavar="SECTION", help=about)
@@ -96,6 +97,7 @@ def parser(
     examples: str,
     codes: Mapping[int, str] | None = None,
     workdir: str | None = None,
+    config_required: bool = True,
 ) -> Parser:
     """Returns a `documented` parser that also has --config, --config.KEY=VALUE and --workdir.
 
@@ -105,10 +107,11 @@ def parser(
       examples: see `documented`.
       codes: see `documented`.
       workdir: the default; if there is none, --workdir is required.
+      config_required: whether --config is; a command for which it is not has all defaults without it.
     """
     parser = documented(command, description, examples, codes, processes=True)
     option = parser.add_argument_group("run").add_argument
-    add_config_options(option, help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
+    add_config_options(option, config_required, help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", type=folder, required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
     return parser
 
@@ -146,7 +149,7 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
 
     Yields:
       The options. `config` is the configuration with every --config.KEY=VALUE, `base` the file that it comes from and
-      the configuration in it.
+      the configuration in it (None without --config), `changes` the values of --config.KEY.
 
     Raises:
       ConfigError: see `config.read`, `config.changed`, `distributed.start` and `places.opened`.
@@ -159,11 +162,11 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
     progress.quiet = arguments.quiet
     config, inputs, patience = None, [], storage.PATIENCE
     if hasattr(arguments, "config"):
-        config = read(arguments.config)
-        base = {"file": arguments.config, "config": config.to_dict()}
-        arguments.config = changed(config, changes)
+        config = read(arguments.config) if arguments.config else default()
+        base = {"file": arguments.config, "config": config.to_dict()} if arguments.config else None
+        arguments.config, arguments.changes = changed(config, changes), changes
         check(config, entries=False)  # a workdir may add some
-        options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
+        options = {f"--{key}": value for key, value in vars(arguments).items() if key not in OUR_OWN}
         distributed.start(flatten(arguments.config) | options)
         arguments.base, patience = base, config.storage.patience
         inputs = [config.data.dir, config.data.prepared]

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st import strict_json
-from score_st.array_types import Array, Key, Shaped, UInt8
+from score_st.array_types import Array, Key, Shaped
 from score_st.config import flatten
 from score_st.data import pipeline
 from score_st.data.images import Images
@@ -152,11 +152,11 @@ class Batches:
     That is the longest that devices can have waited for data, since they may have been busy meanwhile.
     """
 
-    def __init__(self, batches: Iterator[UInt8[Array, "B H W C"]]) -> None:
+    def __init__(self, batches: Iterator[pipeline.Batch]) -> None:
         """Wraps `batches`."""
         self.batches, self.seconds = batches, 0.0
 
-    def __next__(self) -> UInt8[Array, "B H W C"]:
+    def __next__(self) -> pipeline.Batch:
         """Returns the next batch."""
         began = time.perf_counter()
         batch = next(self.batches)
@@ -195,15 +195,17 @@ def resume(manager: Any, step_config: TrainStepConfig, key: Key[Array, ""]) -> T
     return create(jax.random.fold_in(key, 2**31 - 1))
 
 
-def place(mesh: Mesh, batch: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
-    """Shards a batch, of which every process has its part, along `axis` over the mesh."""
-    return jax.make_array_from_process_local_data(sharding.sharded(mesh, axis), batch)
+def place(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """Shards a batch, an array or a tuple of them of which every process has its part, along `axis` over the mesh."""
+    target = sharding.sharded(mesh, axis)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(target, part), batch)
 
 
 def stream(config: ConfigDict, images: Images) -> pipeline.Stream:
     """Returns this process's stream of batches of a split."""
     part, parts = jax.process_index(), jax.process_count()
-    return pipeline.Stream(images, config.training.batch_size, config.seed, part, parts, config.data.num_threads)
+    size, labeled = config.training.batch_size, config.model.num_classes > 0
+    return pipeline.Stream(images, size, config.seed, part, parts, config.data.num_threads, labeled)
 
 
 def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -213,9 +215,9 @@ def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainSta
     """
     mesh, one, several = step_config.mesh, stepping.jitted(step_config), stepping.jitted(step_config, several=True)
 
-    def steps(current: TrainState, batches: list[np.ndarray], key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def steps(current: TrainState, batches: list[pipeline.Batch], key: Array) -> tuple[TrainState, dict[str, Array]]:
         if len(batches) > 1 and sharding.platform(mesh) != "cpu":
-            return several(current, place(mesh, np.stack(batches), axis=1), key)
+            return several(current, place(mesh, jax.tree.map(lambda *parts: np.stack(parts), *batches), axis=1), key)
         metrics = []
         for batch in batches:
             current, new = one(current, place(mesh, batch), key)
@@ -238,7 +240,7 @@ def compiled_nelbo(config: ConfigDict, mesh: Mesh, bound: Callable, images: Imag
       images: those of "test".
     """
     size, part, parts = config.training.batch_size, jax.process_index(), jax.process_count()
-    stream = pipeline.Stream(images, size, 0, part, parts)
+    stream = pipeline.Stream(images, size, 0, part, parts, labeled=config.model.num_classes > 0)
     keys = jax.random.split(jax.random.key(0), -(-config.training.eval_images // size))
     u = np.asarray(time_sampling.stratified(jax.random.key(1), (len(keys) * size,)))
     u = u.reshape(len(keys), parts, size // parts)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from score_st import networks
-from score_st.array_types import Array, Float, Key, UInt8
+from score_st.array_types import Array, Float, Int, Key, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, time_sampling, truncation
@@ -94,11 +94,20 @@ class TrainStepConfig:
         return state.create(self.model.init(key), self.optimizer, self.averaged)
 
 
-def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> dict[str, Array]:
-    """The inputs of the loss for a batch: x, tau, u, z and z_rec, see `losses.Loss`.
+Batch = UInt8[Array, "B H W C"] | tuple[UInt8[Array, "B H W C"], Int[Array, " B"]]  # images, or with their classes
+
+
+def divided(batch: Batch) -> tuple[UInt8[Array, "B H W C"], dict[str, Array]]:
+    """The images of a batch, and {"labels": their classes} where it has them."""
+    return (batch[0], {"labels": batch[1]}) if isinstance(batch, tuple) else (batch, {})
+
+
+def draw(config: TrainStepConfig, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
+    """The inputs of the loss for a batch: x, tau, u, z and z_rec, see `losses.Loss`, and the labels if there are any.
 
     All randomness of a step is here, but for dropout.
     """
+    images, labels = divided(batch)
     keys = jax.random.split(key, 6)
     if config.random_flip:
         images = preprocessing.random_flip(images, keys[0])
@@ -107,14 +116,15 @@ def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Arra
     u = uniforms(keys[2], (config.groups, len(x) // config.groups)).reshape(len(x))
     z, z_rec = (jax.random.normal(key, x.shape) for key in keys[3:5])
     tau = truncation.sample(config.truncation, keys[5], config.groups, len(x), uniforms)
-    return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec}
+    return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec} | labels
 
 
 def mean_loss(
     config: TrainStepConfig, params: Any, inputs: dict[str, Array], dropout_key: Key[Array, ""] | None
 ) -> Float[Array, ""]:
     """The loss of the images on one device, averaged over them."""
-    return jnp.mean(config.loss(config.model.score_model(params, dropout_key), **inputs))
+    labels, inputs = inputs.get("labels"), {name: value for name, value in inputs.items() if name != "labels"}
+    return jnp.mean(config.loss(config.model.score_model(params, dropout_key, labels), **inputs))
 
 
 def all_gathered(params: Any, specs: Any, dtype: Any) -> Any:
@@ -189,7 +199,7 @@ def on_devices(function: Callable, config: TrainStepConfig, results: int) -> Cal
 
 
 def train_step(
-    train_state: TrainState, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+    train_state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainStepConfig
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update by a batch: a pure function, in which everything random follows from `key` and the step.
 
@@ -199,7 +209,7 @@ def train_step(
       The new state, and scalars: loss, gradient_norm (before clipping), tau (geometric mean).
     """
     data_key, dropout_key = jax.random.split(jax.random.fold_in(key, train_state.step))
-    inputs = draw(config, images, data_key)
+    inputs = draw(config, batch, data_key)
     loss, gradient = on_devices(gradient_of_share, config, 2)(train_state.params, inputs, dropout_key)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     if config.loss.soft_truncation:
@@ -208,16 +218,14 @@ def train_step(
 
 
 def train_steps(
-    train_state: TrainState, images: UInt8[Array, "N B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+    train_state: TrainState, batches: Any, key: Key[Array, ""], *, config: TrainStepConfig
 ) -> tuple[TrainState, dict[str, Array]]:
-    """`train_step` for each of N batches, in one program; the metrics are [N]."""
+    """`train_step` for each of N batches, in one program; the metrics are [N], and the batches [N, B, ...]."""
     body = lambda current, batch: train_step(current, batch, key, config=config)
-    return jax.lax.scan(body, train_state, images)
+    return jax.lax.scan(body, train_state, batches)
 
 
-def eval_loss(
-    params: Any, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
-) -> Float[Array, ""]:
+def eval_loss(params: Any, batch: Batch, key: Key[Array, ""], *, config: TrainStepConfig) -> Float[Array, ""]:
     """The mean loss of a batch at τ = ε, without dropout or flips."""
     config = dataclasses.replace(config, truncation=config.truncation.fixed(), random_flip=False)
 
@@ -225,12 +233,12 @@ def eval_loss(
         params = all_gathered(params, specs, networks.arithmetic_dtype(config.model.network))
         return jax.lax.pmean(mean_loss(config, params, inputs, None), sharding.AXES)
 
-    return on_devices(share, config, 1)(params, draw(config, images, key), key)
+    return on_devices(share, config, 1)(params, draw(config, batch, key), key)
 
 
 def nelbo(
     params: Any,
-    images: UInt8[Array, "B H W C"],
+    batch: Batch,
     u: Float[Array, " B"],
     key: Key[Array, ""],
     *,
@@ -240,18 +248,20 @@ def nelbo(
 
     Args:
       params: of the network.
-      images: of integers.
+      batch: images of integers, or with their classes.
       u: on [0, 1), for the importance-sampled times, see `likelihood.nelbo`.
       key: for all other noise.
       config: of the step.
     """
     model, keys = config.model, jax.random.split(key, 3)
+    images, labels = divided(batch)
     x = model.scaler.forward(images, jax.random.uniform(keys[0], images.shape))
     inputs = {"x": x, "u": u, "z": jax.random.normal(keys[1], x.shape), "z_rec": jax.random.normal(keys[2], x.shape)}
+    inputs |= labels
 
     def share(params: Any, inputs: dict, _: Array, *, config: TrainStepConfig, specs: Any) -> Array:
         params = all_gathered(params, specs, networks.arithmetic_dtype(model.network))
-        score, x = model.score(params), inputs["x"]
+        score, x = model.score(params, labels=inputs.get("labels")), inputs["x"]
         terms = likelihood.nelbo(score, model.sde, x, inputs["u"], inputs["z"])
         eps = jnp.full(len(x), model.sde.eps)
         residual = losses.reconstruction(score, model.sde, x, eps, inputs["z_rec"], config.log_mass)
