@@ -145,7 +145,7 @@ class Mirror:
         self._turn, self._lock = threading.Condition(), threading.Lock()
         self._wanted = self._done = 0
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = self.abandoned = False  # abandoned: another process has the folder, and nothing is uploaded
 
     def download(
         self, wanted: Callable[[str], bool] = lambda path: True, everything: bool = False, threads: int = 16
@@ -279,7 +279,8 @@ class Mirror:
     def sync(self) -> None:
         """Uploads once what has changed; what fails is tried again by the next call."""
         with self._lock:
-            self._sync()
+            if not self.abandoned:
+                self._sync()
 
     def finished_steps(self, folder: str) -> list[int]:
         """Returns the steps of the checkpoints that are complete in the bucket, in ascending order.
