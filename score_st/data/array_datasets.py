@@ -59,14 +59,29 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 1"]:
-    """Reads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 images, 28x28, padded with black to 32x32."""
-    stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
-    folders = ("",) if config.data.dir else ("", "/usr/share/datasets/fashion-mnist")  # where Debian has it
-    path = find(config, stem, stem + ".gz", folders=folders)
+def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W 1"]:
+    """Reads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 images, 28x28, padded with black to 32x32.
+
+    With data.image_size=16, each 2x2 pixels of these are averaged.
+    """
+    path = find_fashion_mnist(config, f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte")
     images = read_idx(path)
     check(path, images, "[N, 28, 28]", images.ndim == 3 and images.shape[1:] == (28, 28))
-    return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+    return halved(images) if config.data.image_size == 16 else images
+
+
+def find_fashion_mnist(config: ConfigDict, stem: str) -> Path:
+    """Returns the path of one of Fashion-MNIST's files, compressed or not."""
+    folders = ("",) if config.data.dir else ("", "/usr/share/datasets/fashion-mnist")  # where Debian has it
+    return find(config, stem, stem + ".gz", folders=folders)
+
+
+def halved(images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N h w C"]:
+    """Returns images of half the size, whose pixels are the means of 2x2 pixels, rounded half up."""
+    count, height, width, channels = images.shape
+    sums = images.reshape(count, height // 2, 2, width // 2, 2, channels).sum((2, 4), dtype=np.uint16)
+    return ((sums + 2) // 4).astype(np.uint8)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

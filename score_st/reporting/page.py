@@ -45,14 +45,40 @@ def render(workdirs: list[Path]) -> str:
             notes.append(f"{heading} left out: {type(error).__name__}: {error}")
     _, summary = content.pop("summary", ("", []))
     versions = ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+    return fill(
+        " | ".join(run.name for run in runs),
+        subtitle(runs),
+        summary,
+        [note for run in runs for note in run.notes] + notes,
+        [(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
+        f"by score_st.report. {f'Evaluated with {versions}.' if versions else ''}".strip(),
+    )
+
+
+Sections = list[tuple[str, str, list[sections.Block]]]  # (anchor, heading, blocks)
+
+
+def fill(
+    title: str, subtitle: str, summary: list[sections.Block], notes: list[str], content: Sections, source: str
+) -> str:
+    """Returns a page, in ASCII.
+
+    Args:
+      title: of the page.
+      subtitle: a line below it.
+      summary: blocks before the notes.
+      notes: what could not be read, and the like.
+      content: the sections.
+      source: follows "Written <date>" in the last line.
+    """
     now = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
     html = TEMPLATES.get_template("run.html").render(
-        title=" | ".join(run.name for run in runs),
-        subtitle=subtitle(runs),
+        title=title,
+        subtitle=subtitle,
         summary=summary,
-        notes=[note for run in runs for note in run.notes] + notes,
-        sections=[(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
-        footer=f"Written {now} by score_st.report. " + (f"Evaluated with {versions}." if versions else ""),
+        notes=notes,
+        sections=content,
+        footer=f"Written {now} {source}",
     )
     return html.encode("ascii", "xmlcharrefreplace").decode()
 
