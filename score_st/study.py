@@ -60,6 +60,9 @@ def run(cells: list, out: Path, after) -> None:
 @cli.command(parser)
 def main(arguments: argparse.Namespace) -> None:
     """Runs the command on all devices."""
+    import jax
+
+    from score_st.runtime import sharding
     from score_st.runtime.workdir import check_writable
     from score_st.studies import cells as running
     from score_st.studies import definition, estimate, report, summary
@@ -73,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
         names = ", ".join(cell.name for cell in study.cells())
         raise ConfigError(f"--cells {arguments.cells}: no such cell; choose from {names}")
     if arguments.dry_run:
-        return estimate.show(cells, out)
+        return estimate.show(cells, out, sharding.mesh(devices=jax.local_devices()[:1]))
     check_writable(out, "name another folder with --out")
     report_now = lambda: report.write(study, out)
     if not arguments.report_only:

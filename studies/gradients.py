@@ -15,6 +15,13 @@ ARMS = {
     "each": {"training.tau_groups": "{batch}"},
     "none": {"training.st": False, "training.weighting": "softened", "training.time_sampler": "softened"},
 }
+SETTINGS = {
+    "model.nf": 24,
+    "model.ch_mult": (1, 1),
+    "training.batch_size": 32,
+    "training.likelihood_weighting": True,
+    "optim.grad_clip": -1.0,
+}
 MEANS = "distance of means"  # squared, in units of that of the mean, without bias: 0 for the same mean
 
 
@@ -34,7 +41,7 @@ STUDY = Study(
             seeds=8,
             steps=(100, 500, 3000),
             measures=(Gradients(ARMS),),
-            settings={"model.nf": 24, "model.ch_mult": (1, 1), "training.batch_size": 32, "optim.grad_clip": -1.0},
+            settings=SETTINGS,
         )
     },
     comparisons=(

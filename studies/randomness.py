@@ -14,6 +14,7 @@ SETTINGS = {
     "model.nf": 24,
     "model.ch_mult": (1, 1),
     "training.batch_size": 32,
+    "training.likelihood_weighting": True,
     "optim.grad_clip": -1.0,
     "sampling.method": "pc",
     "sampling.predictor": "dpm_solver_2m",

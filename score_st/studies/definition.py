@@ -10,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_st.config import ConfigError, changed, check, default, flatten, load, run_file
+from score_st.diffusion import losses, samplers, truncation
+from score_st.diffusion import sde as sdes
 from score_st.studies.measures import Measure
 
 Settings = Mapping[str, Any]  # values of configuration keys by dotted key
@@ -86,6 +88,9 @@ class Part:
         try:
             config = changed(load(self.base), {key: str(value) for key, value in settings.items()})
             check(config)
+            losses.from_config(config, sdes.from_config(config), groups=1)
+            samplers.from_config(config)
+            truncation.from_config(config)
         except ConfigError as error:
             raise ConfigError(f"cell {part}/{name}: {error}") from error
         return Cell(f"{part}/{name}", config, self.seeds, self.steps, self.measures)

@@ -55,6 +55,9 @@ class Measure(Protocol):
     def prepare(self, setting: Setting) -> Callable[[TrainState], Rows]:
         """Returns the function of a state that measures; its programs are compiled once for all seeds."""
 
+    def smaller(self, setting: Setting) -> tuple["Measure", float]:
+        """Returns a measure that takes a part of the time, and how many times as long this one takes."""
+
 
 def in_memory() -> resumable.JsonLines:
     """Returns results that are kept nowhere: the study stores the figures that follow from them."""
@@ -105,6 +108,10 @@ class BitsPerDim:
 
         return measure
 
+    def smaller(self, setting: Setting) -> tuple[Measure, float]:
+        """See `Measure`."""
+        return with_images(self, setting)
+
 
 @dataclasses.dataclass(frozen=True)
 class LossByTime:
@@ -136,6 +143,17 @@ class LossByTime:
             return rows
 
         return measure
+
+    def smaller(self, setting: Setting) -> tuple[Measure, float]:
+        """See `Measure`."""
+        return with_images(self, setting)
+
+
+def with_images(measure: Any, setting: Setting) -> tuple[Measure, float]:
+    """Returns a measure on one batch of its test images, and how many batches it takes."""
+    batch = setting.config.eval.batch_size
+    count = min(measure.images or np.inf, len(setting.images["test"]))
+    return dataclasses.replace(measure, images=batch), max(count / batch, 1.0)
 
 
 def integrals(x: np.ndarray, y: np.ndarray, split: float) -> tuple[float, float]:
@@ -192,6 +210,11 @@ class Samples:
             return rows
 
         return measure
+
+    def smaller(self, setting: Setting) -> tuple[Measure, float]:
+        """See `Measure`."""
+        num = min(setting.config.eval.batch_size, self.num)
+        return dataclasses.replace(self, num=num), self.num / num
 
     def _distance(self, setting: Setting, extractor: Extractor) -> Callable[[str, Images], dict[str, float]]:
         """Returns a function of a name, under which features are kept unless it is empty, and images."""
