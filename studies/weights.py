@@ -81,7 +81,9 @@ STUDY = Study(
         Comparison("σ² beside g²: likelihood?", "nll", At("B/sigma2"), At("B/g2")),
         Comparison("σ² beside g²: samples?", "KID-digits", At("B/sigma2"), At("B/g2")),
         Comparison("Soft Truncation beside σ²: samples?", "KID-digits", At("B/g2-st"), At("B/sigma2")),
-        Comparison("The raised σ² as a prior beside the same as a weight?", "nll", At("B/raised-prior"), At("B/raised")),
+        Comparison(
+            "The raised σ² as a prior beside the same as a weight?", "nll", At("B/raised-prior"), At("B/raised")
+        ),
         Comparison("The same: samples?", "KID-digits", At("B/raised-prior"), At("B/raised")),
         Comparison("The raised σ² beside σ²?", "nll", At("B/raised"), At("B/sigma2")),
         Comparison(
