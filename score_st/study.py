@@ -71,14 +71,19 @@ def main(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.study.parent / "results" / arguments.study.stem
     if ":/" in str(out):
         raise ConfigError(f"--out {out}: should be a folder; machines share it by a network file system")
-    cells = [cell for cell in study.cells() if fnmatch.fnmatchcase(cell.name, arguments.cells)]
+    cells = [cell for cell in study.cells if fnmatch.fnmatchcase(cell.name, arguments.cells)]
     if not cells:
-        names = ", ".join(cell.name for cell in study.cells())
+        names = ", ".join(cell.name for cell in study.cells)
         raise ConfigError(f"--cells {arguments.cells}: no such cell; choose from {names}")
     if arguments.dry_run:
         return estimate.show(cells, out, sharding.mesh(devices=jax.local_devices()[:1]))
     check_writable(out, "name another folder with --out")
-    report_now = lambda: report.write(study, out)
+    lock = threading.Lock()
+
+    def report_now() -> None:
+        with lock:
+            report.write(study, out)
+
     if not arguments.report_only:
         summary.register(study, out)
 

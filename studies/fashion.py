@@ -5,7 +5,7 @@ C and D take hours on a laptop; E to H are for more time or an accelerator. Clai
 Command:  python -m score_st.study --study studies/fashion.py --cells 'C/*'
 """
 
-from score_st.studies import At, BitsPerDim, Comparison, LossByTime, Part, Samples, Study, grid
+from score_st.studies import At, BitsPerDim, Comparison, Experts, LossByTime, Part, Samples, Study, grid
 
 BASE = "vp/FASHION_MNIST/ddpmpp_nll_st_official"
 SAMPLER = {
@@ -46,6 +46,8 @@ RVE = {**VE, "training.sde": "reciprocal_vesde", "training.eta": 1e-3, "model.si
 SMALL, LARGE = ("fashion-mnist",), ("efficientnet-lite0",)
 FD = "FD-fashion-mnist"
 BITS = BitsPerDim(images=500)
+FIXED = "ema, fixed below 1"
+FIXED_SETTINGS = {"model.sigma_min": 1e-3, "training.st": False, "training.k": 1.0}
 DISTANCES = (Samples(5000, SMALL), Samples(5000, LARGE, weights=("ema",)))
 
 
@@ -90,11 +92,12 @@ STUDY = Study(
             grid({"g2": WITHOUT, "g2-st": ST}, {"1e-2": epsilon(1e-2), "1e-3": epsilon(1e-3)}),
         ),
         "G": part(
-            "σ_min of VE",
+            "σ_min of VE, and one network for σ > 1 with a fixed one below",
             grid(
                 {"": {**WITHOUT, **VE}, "st": {**ST, "training.k": 2.0, **VE}},
                 {"1e-2": {"model.sigma_min": 1e-2}, "1e-3": {"model.sigma_min": 1e-3}},
             ),
+            measures=(BITS, *DISTANCES, Experts(5000, SMALL, below=1.0, fixed=FIXED_SETTINGS)),
         ),
         "H": part(
             "a longer training",
@@ -192,6 +195,13 @@ STUDY = Study(
             why="table 1",
         ),
         Comparison("VE with it?", FD, At("G/st-1e-3"), At("G/st-1e-2"), why="claim 2: it does not"),
+        Comparison(
+            "VE, with one fixed network below σ = 1: the same?",
+            FD,
+            At("G/1e-3", FIXED),
+            At("G/1e-2", FIXED),
+            why="table 2: it is the large times that spoil samples",
+        ),
         Comparison(
             "At the end of 20,000 steps, are samples with Soft Truncation closer?",
             FD,

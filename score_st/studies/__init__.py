@@ -4,6 +4,7 @@ A study is a Python file that defines `STUDY`; `python -m score_st.study` runs i
 """
 
 from score_st.studies.definition import At, Comparison, Part, Study, grid
+from score_st.studies.experts import Experts
 from score_st.studies.gradients import Gradients
 from score_st.studies.measures import BitsPerDim, LossByTime, Samples
 
@@ -11,6 +12,7 @@ __all__ = [
     "At",
     "BitsPerDim",
     "Comparison",
+    "Experts",
     "Gradients",
     "LossByTime",
     "Part",

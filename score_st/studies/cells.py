@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from jax.sharding import Mesh
 from score_st.data import pipeline
 from score_st.runtime import lease, resumable
 from score_st.studies.definition import Cell
-from score_st.studies.measures import Measure, Rows, Setting
+from score_st.studies.measures import LEASE_SECONDS, Measure, Rows, Setting
 from score_st.studies.training import Run, Trainer
 from score_st.training.state import TrainState
 
 TRAINING = "training"  # what is said of training itself is stored like a measure
-LEASE_SECONDS = 60.0  # without a sign of life after which a cell is free again
 CLIP = 1.0  # the official norm to which gradients are clipped
 
 
@@ -126,7 +125,7 @@ def is_finite(state: TrainState) -> bool:
 
 def claimed(
     cells: Sequence[Cell], out: Path, seconds: float = LEASE_SECONDS, stop: Callable[[], bool] = lambda: False
-) -> Iterator[tuple[Cell, lease.Lease]]:
+) -> Generator[tuple[Cell, lease.Lease]]:
     """Yields cells that are not complete, each while this process has its lease, until all are complete.
 
     Cells that nobody seems to have come first. The leases of others have been watched since the beginning of a round,
@@ -155,13 +154,14 @@ def claimed(
 
 def work(cells: Sequence[Cell], out: Path, mesh: Mesh, after: Callable[[Cell], None], stop: threading.Event) -> None:
     """Runs cells on the devices of a mesh until all are complete, and calls `after` for each."""
-    for cell, claim in claimed(cells, out, stop=stop.is_set):
+    with contextlib.closing(claimed(cells, out, stop=stop.is_set)) as ours:  # however it ends, leases are released
+        for cell, claim in ours:
 
-        def keep_going(claim: lease.Lease = claim) -> None:
-            claim.check()
-            if stop.is_set():
-                raise KeyboardInterrupt
+            def keep_going(claim: lease.Lease = claim) -> None:
+                claim.check()
+                if stop.is_set():
+                    raise KeyboardInterrupt
 
-        with contextlib.suppress(lease.Taken):  # it was stopped for so long that another process has the cell
-            CellRunner(cell, out, mesh)(keep_going)
-            after(cell)
+            with contextlib.suppress(lease.Taken):  # it was stopped for so long that another process has the cell
+                CellRunner(cell, out, mesh)(keep_going)
+                after(cell)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +169,10 @@ class Study:
     parts: Mapping[str, Part]
     comparisons: tuple[Comparison, ...] = ()
 
-    def cells(self) -> Iterator[Cell]:
-        """Yields all cells, checked; raises as `Part.cell`."""
-        for name, part in self.parts.items():
-            for cell in part.cells:
-                yield part.cell(name, cell)
+    @functools.cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, checked; raises as `Part.cell`."""
+        return tuple(part.cell(name, cell) for name, part in self.parts.items() for cell in part.cells)
 
 
 def read(path: str | Path) -> Study:
@@ -189,7 +188,7 @@ def read(path: str | Path) -> Study:
     if not isinstance(study, Study):
         raise ConfigError(f"{where}: should define STUDY = score_st.studies.Study(…)")
     try:
-        names = {cell.name: cell for cell in study.cells()}
+        names = {cell.name: cell for cell in study.cells}
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     for name, part in study.parts.items():

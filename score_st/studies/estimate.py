@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 @contextlib.contextmanager
-def silent():
+def silent() -> Iterator[None]:
     """Shows no progress meanwhile."""
     before, progress.quiet = progress.quiet, True
-    yield
-    progress.quiet = before
+    try:
+        yield
+    finally:
+        progress.quiet = before
 
 
 def seconds_of_a_seed(cell: Cell, mesh: Mesh) -> float:

@@ -1,11 +1,12 @@
 """What is measured of a trained network: rows (the weights, mostly) of figures."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,11 +19,12 @@ from score_st.evaluation import bits_per_dim, distances, generation, image_terms
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
 from score_st.evaluation.sample_quality import to_bytes
 from score_st.model import DiffusionModel
-from score_st.runtime import resumable
+from score_st.runtime import lease, resumable
 from score_st.training.state import TrainState
 
 Rows = Mapping[str, Mapping[str, float]]  # figures by row
 WEIGHTS: dict[str, Callable[[TrainState], Any]] = {"ema": lambda state: state.ema, "raw": lambda state: state.params}
+LEASE_SECONDS = 60.0  # without a sign of life after which what a process has claimed is free again
 SEED = 0  # of all noise of the measures, the same for every cell and seed
 
 
@@ -45,6 +47,7 @@ class Setting:
     cache: Path
 
 
+@runtime_checkable
 class Measure(Protocol):
     """A frozen dataclass, whose fields are stored beside its results."""
 
@@ -57,6 +60,20 @@ class Measure(Protocol):
 
     def smaller(self, setting: Setting) -> tuple["Measure", float]:
         """Returns a measure that takes a part of the time, and how many times as long this one takes."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process has a folder, and keeps it from them meanwhile."""
+    while True:
+        claim = lease.Lease(folder, LEASE_SECONDS)
+        with contextlib.suppress(lease.Taken):
+            claim.acquire()
+            break
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def in_memory() -> resumable.JsonLines:
@@ -188,7 +205,13 @@ class Samples:
 
     def prepare(self, setting: Setting) -> Callable[[TrainState], Rows]:
         """See `Measure`: rows ema and raw, and the floor: as many test images."""
-        generate = generation.generator(setting.config, setting.model, SEED)
+        return self.of(setting, setting.model, lambda row, state: WEIGHTS[row](state))
+
+    def of(
+        self, setting: Setting, model: DiffusionModel, weights: Callable[[str, TrainState], Any]
+    ) -> Callable[[TrainState], Rows]:
+        """Returns the same for another model; `weights` are its parameters for a row and a state."""
+        generate = generation.generator(setting.config, model, SEED)
         compare = {name: self._distance(setting, EXTRACTORS[name]) for name in self.features}
         floor = {}
         for distance in compare.values():
@@ -198,9 +221,8 @@ class Samples:
             rows: dict[str, Mapping[str, float]] = {"test images": floor}
             for row in self.weights:
                 try:
-                    draw = generation.draw
-                    weights = WEIGHTS[row](state)
-                    images, _ = draw(setting.config, setting.model, weights, self.num, SEED, setting.mesh, generate)
+                    params = weights(row, state)
+                    images, _ = generation.draw(setting.config, model, params, self.num, SEED, setting.mesh, generate)
                 except ConfigError:  # the sampler diverged
                     rows[row] = {name: np.nan for name in floor}
                     continue
@@ -227,8 +249,12 @@ class Samples:
 
         def outputs(name: str, images: Images) -> Mapping[str, np.ndarray]:
             compute = functools.partial(features, to_bytes(images, levels, name), name or "features", ["features"])
-            with jax.default_matmul_precision("highest"):
-                return stored((name.replace(" ", "_"),), compute) if name else compute()
+            job = (name.replace(" ", "_"),)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(jax.default_matmul_precision("highest"))
+                if name and job not in stored:
+                    stack.enter_context(alone(setting.cache))
+                return stored(job, compute) if name else compute()
 
         reference = outputs("train images", setting.images["train"][: self.num])
 

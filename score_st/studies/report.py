@@ -12,7 +12,7 @@ from score_st.runtime.workdir import write_text
 from score_st.studies import summary
 from score_st.studies.definition import EXPECTATIONS, Study
 
-MOST_ROWS = 16  # of a plot
+MOST_ROWS = 40  # of a plot
 Entry = dict[str, Any]  # of a figure or a comparison, as study.json has it
 
 

@@ -26,7 +26,7 @@ FILE = ROOT / "tests/support/tiny_study.py"
 
 @pytest.fixture(scope="module")
 def both():
-    return list(tiny_study.STUDY.cells())
+    return list(tiny_study.STUDY.cells)
 
 
 class Killed(Exception):
@@ -64,7 +64,7 @@ def test_a_study_that_is_killed_twice(both, one_device, tmp_path):
 
 def test_training_is_that_of_the_train_command(both, one_device):
     """One program for all seeds has the weights of `loop`'s with the seed in its configuration."""
-    config = both[0].config
+    config = both[0].config.copy_and_resolve_references()
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
     trainer = Trainer(config, images, one_device)
     ours, logged = trainer.train(trainer.start(3), 3, 3)
@@ -143,4 +143,4 @@ def size(out: Path) -> int:
 
 def test_the_tiny_study_is_read():
     study = definition.read(FILE)
-    assert [cell.name for cell in study.cells()] == ["T/one", "T/each"]
+    assert [cell.name for cell in study.cells] == ["T/one", "T/each"]

@@ -18,7 +18,7 @@ NELBO = {"T/one": (3.0, 4.0), "T/each": (1.0, 1.5)}
 
 
 def store(out, only=lambda name, seed: True) -> None:
-    for cell in tiny_study.STUDY.cells():
+    for cell in tiny_study.STUDY.cells:
         results = cells.Results(cell, out, writes=True)
         for seed in range(cell.seeds):
             for name, (_, step) in results.jobs(seed) if only(cell.name, seed) else ():
@@ -43,7 +43,7 @@ def test_means_differences_and_what_came(tmp_path):
     assert (second["primary"], second["came"]) == (False, "")
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "study.html").read_text()
     assert "| one | 4 | ema |" in text and "3.5 ± 6.4" in text and "a is higher than b" in text
-    assert "2.25" in page.replace("2.2 ", "2.25 ") and (tmp_path / "T.png").stat().st_size > 1000
+    assert "2.2 (" in page and (tmp_path / "T.png").stat().st_size > 1000
 
 
 def test_what_is_expected_afterwards_is_late(tmp_path):
@@ -77,7 +77,7 @@ def test_the_best_of_several_cells(tmp_path):
 
 def test_a_seed_without_figures(tmp_path):
     """A network that diverged counts in no mean, and the table says how many seeds there are."""
-    for cell in tiny_study.STUDY.cells():
+    for cell in tiny_study.STUDY.cells:
         results = cells.Results(cell, tmp_path, writes=True)
         for seed in range(cell.seeds):
             for name, job in results.jobs(seed):
