@@ -71,8 +71,9 @@ class Results:
 
 
 def flattened(rows: Rows) -> dict[str, float]:
-    """Returns rows as one dictionary, with "row/figure" as keys."""
-    return {f"{row}/{name}": value for row, figures in rows.items() for name, value in figures.items()}
+    """Returns rows as one dictionary, with "row/figure" as keys, without figures that are not finite."""
+    pairs = ((row, name, value) for row, figures in rows.items() for name, value in figures.items())
+    return {f"{row}/{name}": value for row, name, value in pairs if np.isfinite(value)}
 
 
 def of_training(logged: dict[str, np.ndarray]) -> Rows:

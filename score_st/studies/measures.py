@@ -224,7 +224,6 @@ class Samples:
                     params = weights(row, state)
                     images, _ = generation.draw(setting.config, model, params, self.num, SEED, setting.mesh, generate)
                 except ConfigError:  # the sampler diverged
-                    rows[row] = {name: np.nan for name in floor}
                     continue
                 rows[row] = {}
                 for distance in compare.values():

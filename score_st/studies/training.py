@@ -56,13 +56,15 @@ class Trainer:
         with config.unlocked():
             config.seed = seed
         key, start = jax.random.key(seed), int(current.step)
+        step = start
         batches = loop.stream(config, self.images["train"]).batches(start, stop)
         bar, logged = progress.Loop(f"seed {seed}", start, stop, "steps", seconds=10), []
         for count in loop.dispatches(start, stop, config.training.n_jitted_steps, ()):
             current, metrics = self._steps(current, [next(batches) for _ in range(count)], key)
             logged.append([metrics[name] for name in LOGGED])
-            if len(logged) % 100 == 0:  # waits for the device, so that it does not fall behind
-                bar(start + 100 * (len(logged) // 100) * count, f"loss {float(np.mean(logged[-1][0])):.4f}")
+            step += count
+            if len(logged) % 100 == 0 or step == stop:  # waits for the device, so that it does not fall behind
+                bar(step, f"loss {float(np.mean(logged[-1][0])):.4f}")
         columns = zip(*jax.device_get(logged), strict=True)
         return current, {name: np.hstack(column) for name, column in zip(LOGGED, columns, strict=True)}
 
