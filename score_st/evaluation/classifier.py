@@ -23,7 +23,7 @@ FILES = {"digits": "digits-00000000.npz", "fashion-mnist": "fashion-mnist-000000
 
 
 class Network(nn.Module):
-    """Three convolutions and a hidden layer, whose 64 activations are the features.
+    """Two convolutions and a hidden layer, whose 64 activations are the features.
 
     Attributes:
       resizing: one of `inception.RESIZINGS`, for images of another size.
@@ -39,8 +39,7 @@ class Network(nn.Module):
         if images.shape[1:3] != (self.size, self.size):
             images = resize(images, self.resizing, self.size)
         x = jnp.mean(images.astype(jnp.float32), axis=3, keepdims=True) / 127.5 - 1.0
-        x = nn.relu(nn.Conv(24, (3, 3))(x))
-        x = nn.relu(nn.Conv(48, (3, 3), strides=2)(x))
+        x = nn.relu(nn.Conv(24, (4, 4), strides=2)(x))
         x = nn.relu(nn.Conv(48, (3, 3), strides=2)(x))
         features = nn.relu(nn.Dense(DIMENSION)(x.reshape(len(x), -1)))
         return {"features": features, "logits": nn.Dense(CLASSES)(features)}

@@ -79,6 +79,7 @@ def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str
         wanted = wanted.replace("margin", f"{expected['margin']:g}")
         if expected["size"]:
             wanted += f", by {expected['size'][0]:g} to {expected['size'][1]:g}"
+        wanted += f" ({expected['why']})" if expected["why"] else ""
         kind = "late" if entry["late"] else "primary" if entry["primary"] else "exploratory"
         half = 0.0 if entry["low"] is None else (entry["high"] - entry["low"]) / 2
         interval = f"{number(entry['low'], half)} to {number(entry['high'], half)}" if half else "–"
