@@ -3,7 +3,7 @@
     python studies/train_classifier.py --data fashion-mnist --out score_st/evaluation/weights
 
 Adam with a cosine decay, shifts by a pixel, averaged weights, float16 in the file. It prints the accuracy on the test
-images. The name of the file has the first digits of its SHA-256, which `score_st.evaluation.classifier` must have.
+images. The name of the file has the first digits of its SHA-256; another file of the same data is replaced.
 """
 
 import argparse
@@ -82,6 +82,8 @@ def main() -> None:
     content = file.getvalue()
     path = arguments.out / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if old := classifier.find_weights(name, arguments.out):
+        old.unlink()
     path.write_bytes(content)
     print(f"{path}: {len(content)} bytes, accuracy {accuracy:.4f} on {len(splits['test'])} test images")
 

@@ -17,9 +17,8 @@ from score_st.evaluation.inception import resize
 DIMENSION, CLASSES = 64, 10
 HINT = "it comes with score_st; install it again"
 RESIZING = "clean"
-# side of the images that each was trained on, and its file, which ends in the first digits of its SHA-256
-SIZES = {"digits": 8, "fashion-mnist": 16}
-FILES = {"digits": "digits-00000000.npz", "fashion-mnist": "fashion-mnist-00000000.npz"}
+SIZES = {"digits": 8, "fashion-mnist": 16}  # side of the images that each was trained on
+WEIGHTS = Path(__file__).with_name("weights")
 
 
 class Network(nn.Module):
@@ -45,10 +44,15 @@ class Network(nn.Module):
         return {"features": features, "logits": nn.Dense(CLASSES)(features)}
 
 
-def find_weights(name: str) -> Path | None:
-    """Returns the file of weights of an entry of `FILES`, which is in the package; None if it is missing."""
-    path = Path(__file__).with_name("weights") / FILES[name]
-    return path if path.is_file() else None
+def find_weights(name: str, folder: Path = WEIGHTS) -> Path | None:
+    """Returns the file of weights of an entry of `SIZES`, which is in the package; None if it is missing."""
+    return next(folder.glob(f"{name}-????????.npz"), None)
+
+
+def file(name: str) -> str:
+    """Returns the name of this file, which ends in the first digits of its SHA-256."""
+    path = find_weights(name)
+    return path.name if path else f"{name}-????????.npz"
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:

@@ -78,7 +78,7 @@ def _classifier(name: str) -> Extractor:
         classifier.network(name),
         classifier.parameters,
         functools.partial(classifier.find_weights, name),
-        classifier.FILES[name],
+        classifier.file(name),
         classifier.HINT,
         classifier.RESIZING,
         classifier.DIMENSION,
@@ -109,7 +109,7 @@ EXTRACTORS = {
         efficientnet.RESIZING,
         efficientnet.DIMENSION,
     ),
-    **{name: _classifier(name) for name in classifier.FILES},
+    **{name: _classifier(name) for name in classifier.SIZES},
 }
 
 

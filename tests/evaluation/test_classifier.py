@@ -23,11 +23,11 @@ def outputs(name: str, images) -> dict[str, np.ndarray]:
     return jax.jit(extractor.network(extractor.resizing).apply)({"params": params}, images)
 
 
-@pytest.mark.parametrize("name", classifier.FILES)
+@pytest.mark.parametrize("name", classifier.SIZES)
 def test_the_files(name):
     """Small, and named by their SHA-256."""
     content = classifier.find_weights(name).read_bytes()
-    assert len(content) < 300_000 and classifier.FILES[name] == f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.npz"
+    assert len(content) < 300_000 and classifier.file(name) == f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.npz"
 
 
 def test_the_digits_are_recognized(digits):
