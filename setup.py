@@ -40,7 +40,7 @@ setup(
     # configs/ is installed inside the package; a checkout has it at the top
     packages=find_packages(include=["score_st", "score_st.*"]) + [f"score_st.{name}" for name in CONFIGS],
     package_dir={"score_st.configs": "configs"},
-    package_data={"score_st": ["py.typed", "reporting/templates/*"]},
+    package_data={"score_st": ["py.typed", "reporting/templates/*", "evaluation/weights/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",

@@ -155,7 +155,7 @@ def read(path: str | Path) -> ConfigDict:
       ConfigError: there is no such file, it is no configuration, or it has an unknown key.
     """
     path = find(path)
-    module = _run(path, "--config")
+    module = run_file(path, "--config")
     with _one_line(f"--config {path}"):
         config = module.get_config()
     if not isinstance(config, ConfigDict):
@@ -214,8 +214,16 @@ def _one_line(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _run(path: Path, option: str) -> Any:
-    """Runs a configuration file, which may add entries to tables, and returns it as a module."""
+def run_file(path: Path, option: str) -> Any:
+    """Runs a user's Python file, such as a configuration, which may add entries to tables, and returns it as a module.
+
+    Args:
+      path: the file.
+      option: that named it, for errors.
+
+    Raises:
+      ConfigError: it is no Python file, or raises an error.
+    """
     name = f"score_st_config_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -244,7 +252,7 @@ def add_entries(config: ConfigDict | dict, workdir: str | Path) -> None:
     """
     path = Path(workdir) / "config.py"
     if path.is_file() and unknown_entries(config):
-        _run(path, "--workdir")
+        run_file(path, "--workdir")
 
 
 def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:

@@ -18,7 +18,7 @@ from score_st.runtime import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = "score_st|docs|tests|configs|launch|colab"
+FOLDERS = "score_st|docs|tests|configs|launch|colab|studies"
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
 OFFICIAL = "configs/vp/DIGITS/ddpmpp_nll_st_official.py"
 TRAINING, BOUNDED = ROOT / "docs/training.md", {"training.unbounded_parametrization": "False"}

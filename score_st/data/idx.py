@@ -1,4 +1,7 @@
-"""MNIST and the sets that come in its idx format, images of 28x28 that are padded with black to 32x32."""
+"""MNIST and the sets that come in its idx format, images of 28x28 that are padded with black to 32x32.
+
+With data.image_size=16, each 2x2 pixels of these are averaged.
+"""
 
 import functools
 import gzip
@@ -74,7 +77,15 @@ def _read(config: ConfigDict, name: str, stem: str, folders: tuple[str, ...] = (
         raise ConfigError(f"{path}: is {images.dtype}{list(images.shape)}; should be uint8 [N, 28, 28]")
     classes = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     labels = read_idx(classes) if classes.exists() else None
-    return labeled(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], labels, str(classes))
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+    return labeled(halved(images) if config.data.image_size == 16 else images, labels, str(classes))
+
+
+def halved(images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N h w C"]:
+    """Returns images of half the size, whose pixels are the means of 2x2 pixels, rounded half up."""
+    count, height, width, channels = images.shape
+    sums = images.reshape(count, height // 2, 2, width // 2, 2, channels).sum((2, 4), dtype=np.uint16)
+    return ((sums + 2) // 4).astype(np.uint8)
 
 
 def _stem(split: str) -> str:

@@ -7,11 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 
 from score_st.array_types import Array, Float
 from score_st.checks import FINITE, POSITIVE, check_fields
 from score_st.config import ConfigError, Table, default
+from score_st.diffusion import sde as sdes
 from score_st.diffusion import truncation
 from score_st.diffusion.sde import SDE
 from score_st.diffusion.truncation import TruncationPrior
@@ -166,6 +168,34 @@ class EDM:
         return self.times(sde, t) * (1 + jnp.exp(-sde.logsnr(t)) / self.data_std**2)
 
 
+@dataclasses.dataclass(frozen=True)
+class RaisedVariance:
+    """The weighting c = (g²/σ²) · max_{s <= t} (σ²/g²)(s): the smallest above the variance's that theorem 1 allows.
+
+    λ/g² does not decrease, which Kim et al. 2022, theorem 1 needs for a prior P_λ. For the variance weighting it is
+    σ²/g², which for VP falls from t = 0.350 on. See `raised_variance`, which makes one.
+
+    Attributes:
+      sde: the diffusion of the table, with ε.
+      log_t: ln t of the nodes, increasing to ln T.
+      highest: the largest σ²/g² up to each node.
+    """
+
+    sde: SDE
+    log_t: np.ndarray = dataclasses.field(compare=False, repr=False)
+    highest: np.ndarray = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`; the SDE is the one of the table."""
+        return jnp.maximum(1.0, likelihood(sde, t) * jnp.interp(jnp.log(t), self.log_t, self.highest))
+
+
+def raised_variance(sde: SDE) -> RaisedVariance:
+    """The `RaisedVariance` of an SDE; not to be called while tracing."""
+    t, ratio = truncation.tabulated(sde, lambda t: 1 / likelihood(sde, t))
+    return RaisedVariance(sde, np.log(t), np.maximum.accumulate(ratio))
+
+
 def _softened(config) -> Softened:
     prior = truncation.from_config(config)
     if prior != prior.fixed():
@@ -194,6 +224,7 @@ WEIGHTINGS: Table[Callable[..., Weighting]] = Table(
         "softened": _softened,
         "sigmoid": lambda config: Sigmoid(config.training.sigmoid_bias),
         "min_snr": lambda config: MinSNR(config.training.min_snr_gamma),
+        "raised_variance": lambda config: raised_variance(sdes.from_config(config)),
         "edm": lambda config: EDM(lognormal_from_config(config), config.model.data_std),
     },
     also=("training.truncation_weighting",),

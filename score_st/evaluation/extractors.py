@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib
 import sys
@@ -18,7 +19,7 @@ from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.data.images import Images
-from score_st.evaluation import efficientnet, inception, provenance
+from score_st.evaluation import classifier, efficientnet, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.pytorch import file as torch_file
 from score_st.runtime import progress, sharding
@@ -34,7 +35,7 @@ class Extractor:
       name: as --features has it.
       network: from the name of a way to resize to a Flax module, uint8 images [B, H, W, 1 or 3] ->
         {"features": [B, D]}, and "logits" [B, K] for the Inception score.
-      from_torch: from a PyTorch state dict to the module's parameters.
+      parameters: from what `read` returns to the module's parameters.
       find: returns the path of the installed weights, or None.
       file: their name, which ends in the first digits of their SHA-256.
       hint: how to get them.
@@ -42,11 +43,12 @@ class Extractor:
       dimension: D.
       classifies: whether there are logits.
       variables: of a network that brings them, instead of a file.
+      read: returns the tensors of a file of weights, by default of PyTorch's.
     """
 
     name: str
     network: Callable[[str], nn.Module]
-    from_torch: Callable[[dict], dict]
+    parameters: Callable[[dict], dict]
     find: Callable[[], Path | str | None]
     file: str
     hint: str
@@ -54,6 +56,7 @@ class Extractor:
     dimension: int
     classifies: bool = False
     variables: Any = None
+    read: Callable[[Path | str], dict] = torch_file.read
 
     def figure(self, name: str) -> str:
         """Returns the name of a figure, which says of which features it is unless they are Inception's."""
@@ -73,10 +76,25 @@ class Extractor:
         file = path or self.find()
         if not file:
             raise ConfigError(f"no weights {self.file}: {self.hint}")
-        tensors, digest = torch_file.read(file), hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        tensors, digest = self.read(file), hashlib.sha256(Path(file).read_bytes()).hexdigest()
         if not digest.startswith(self.file[-12:-4]):
             raise ConfigError(f"{file}: its SHA-256 is {digest[:8]}…, so it is not {self.file}: {self.hint}")
-        return self.from_torch(tensors), digest
+        return self.parameters(tensors), digest
+
+
+def _classifier(name: str) -> Extractor:
+    return Extractor(
+        name,
+        classifier.network(name),
+        classifier.parameters,
+        functools.partial(classifier.find_weights, name),
+        classifier.file(name),
+        classifier.HINT,
+        classifier.RESIZING,
+        classifier.DIMENSION,
+        classifies=True,
+        read=classifier.read_weights,
+    )
 
 
 EXTRACTORS = {
@@ -101,6 +119,7 @@ EXTRACTORS = {
         efficientnet.RESIZING,
         efficientnet.DIMENSION,
     ),
+    **{name: _classifier(name) for name in classifier.SIZES},
 }
 
 

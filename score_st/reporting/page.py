@@ -54,14 +54,40 @@ def render(workdirs: list[Path]) -> str:
         except Exception as error:
             notes.append(f"{key} left out: {type(error).__name__}: {error}")
     summary, about, evaluated = (content.pop(key, ("", ""))[1] for key in ("summary", "subtitle", "versions"))
+    return fill(
+        " | ".join(run.name for run in runs),
+        about,
+        summary,
+        [note for run in runs for note in run.notes] + notes,
+        [(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
+        f"by score_st.report. {f'Evaluated with {evaluated}.' if evaluated else ''}".strip(),
+    )
+
+
+Sections = list[tuple[str, str, list[sections.Block]]]  # (anchor, heading, blocks)
+
+
+def fill(
+    title: str, subtitle: str, summary: list[sections.Block], notes: list[str], content: Sections, source: str
+) -> str:
+    """Returns a page, in ASCII.
+
+    Args:
+      title: of the page.
+      subtitle: a line below it.
+      summary: blocks before the notes.
+      notes: what could not be read, and the like.
+      content: the sections.
+      source: follows "Written <date>" in the last line.
+    """
     now = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
     html = TEMPLATES.get_template("run.html").render(
-        title=" | ".join(run.name for run in runs),
-        subtitle=about,
+        title=title,
+        subtitle=subtitle,
         summary=summary,
-        notes=[note for run in runs for note in run.notes] + notes,
-        sections=[(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
-        footer=f"Written {now} by score_st.report. " + (f"Evaluated with {evaluated}." if evaluated else ""),
+        notes=notes,
+        sections=content,
+        footer=f"Written {now} {source}",
     )
     return html.encode("ascii", "xmlcharrefreplace").decode()
 

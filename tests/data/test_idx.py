@@ -79,6 +79,16 @@ def test_fashion_mnist_is_padded_with_black(tmp_path, pack):
     assert train.sum() == images[:3].sum()
 
 
+def test_fashion_mnist_at_half_the_size(tmp_path):
+    """Means of 2x2 pixels after padding, rounded half up."""
+    images = noise(3, 28, 28)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images))
+    small = pipeline.load(settings("FASHION_MNIST", tmp_path, num_channels=1, image_size=16), "train")
+    assert small.shape == (3, 16, 16, 1) and not small[:, [0, -1]].any() and small.dtype == np.uint8
+    blocks = images.astype(float).reshape(3, 14, 2, 14, 2).transpose(0, 1, 3, 2, 4).reshape(3, 14, 14, 4)
+    np.testing.assert_array_equal(small[:, 1:-1, 1:-1, 0], np.floor(blocks.mean(-1) + 0.5))
+
+
 def test_a_damaged_idx_file_is_named(tmp_path):
     config, path = settings("FASHION_MNIST", tmp_path, num_channels=1), tmp_path / "train-images-idx3-ubyte"
     with pytest.raises(ConfigError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import refused
 
-from score_st import bench, config, convert, copy, edit, plan, quality, report, sample, sweep, train
+from score_st import bench, config, convert, copy, edit, plan, quality, report, sample, study, sweep, train
 from score_st import eval as eval_command
 from score_st.data import __main__ as data_command
 from score_st.runtime import cli, progress
@@ -169,7 +169,7 @@ def test_values_are_read_as_their_key_wants():
 
 COMMANDS = {"train": train, "eval": eval_command, "sample": sample, "edit": edit, "sweep": sweep, "convert": convert}
 COMMANDS |= {"quality": quality, "report": report, "data": data_command, "plan": plan}
-COMMANDS |= {"copy": copy, "bench": bench}
+COMMANDS |= {"copy": copy, "bench": bench, "study": study}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from score_st import bench, convert, copy, edit, plan, quality, report, sample, sweep, train
+from score_st import bench, convert, copy, edit, plan, quality, report, sample, study, sweep, train
 from score_st import eval as eval_command
 from score_st.data import __main__ as data_command
 from score_st.runtime.exit_codes import TABLE
@@ -19,8 +19,8 @@ RESTARTED = {code for code, entry in TABLE.items() if entry.restarted}
 
 COMMANDS = {"train": train, "eval": eval_command, "quality": quality, "sample": sample, "edit": edit, "sweep": sweep}
 COMMANDS |= {"convert": convert, "data": data_command, "report": report, "plan": plan}
-COMMANDS |= {"copy": copy, "bench": bench}
-ONE_PROCESS = ("report", "plan", "copy")
+COMMANDS |= {"copy": copy, "bench": bench, "study": study}
+ONE_PROCESS = ("report", "plan", "copy", "study")
 OWN = {
     "train": "the loss is not finite; the last checkpoint is kept",
     "convert": "an output differs by more than --tol",
