@@ -74,7 +74,9 @@ def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         if version not in readers:
             raise ValueError(f"{info.filename[:40]!r} has the format {version[0]}.{version[1]}, which no numbers need")
         shape, _, dtype = readers[version](file)
-        if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size or dtype.hasobject:
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename[:40]!r} has objects of Python, which are not read")
+        if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
             raise ValueError(f"{info.filename[:40]!r} is not as long as its header says")
     with archive.open(info) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
