@@ -221,7 +221,8 @@ class Planner:
         results = resumable.JobFiles(self.cache.expanduser(), "{}.json", resumable.JSON)
         if self.only_cached and key not in results:
             return None
-        analysis = results(key, lambda: compile_job(job) | {"versions": versions()})
+        compute = lambda: compile_job(job) | {"versions": versions()}
+        analysis = results(key, compute, valid=lambda stored: isinstance(stored["fits"], bool))
         request = {"config": path, "overrides": overrides, "topology": self.topology.name, "what": self.program}
         numbers = {"state": job.state, "images": job.images, "forward": job.forward, "passes": job.passes}
         if self.program == "train":

@@ -136,7 +136,7 @@ REBUILD: dict[Global, Callable] = {
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
     Global("torch._utils", "_rebuild_tensor_v2"): lambda *a: Tensor(*a[:4]),
     Global("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    Global("torch", "Size"): lambda sizes: _shape(sizes),
+    Global("torch", "Size"): _shape,
     Global("numpy", "dtype"): _dtype,
     Global("numpy.core.multiarray", "scalar"): _scalar,
     Global("numpy._core.multiarray", "scalar"): _scalar,
@@ -283,7 +283,8 @@ class Machine:
         if type(self.stack[-1]) is OrderedDict and type(state) is dict:
             return
         if isinstance(self.stack[-1], Array) and type(state) is tuple:
-            return self.stack[-1].set(state)
+            self.stack[-1].set(state)
+            return
         if isinstance(self.stack[-1], np.dtype) and type(state) is tuple and state[1:2] in (("<",), ("|",)):
             return
         raise Damaged("its pickle sets attributes of something that has none")

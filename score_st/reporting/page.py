@@ -2,6 +2,7 @@
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -33,8 +34,9 @@ def subtitle(runs: list[Run]) -> str:
 
 
 def versions(runs: list[Run]) -> str:
-    """Returns the versions of packages with which the first run was evaluated."""
-    return ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+    """Returns a sentence with the versions of packages that the first run was evaluated with."""
+    names = ", ".join(f"{name} {version}" for name, version in runs[0].bpd.get("versions", {}).items())
+    return f"Evaluated with {names}." if names else ""
 
 
 def render(workdirs: list[Path]) -> str:
@@ -42,25 +44,20 @@ def render(workdirs: list[Path]) -> str:
     workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
     unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
     runs = [read(workdir, workdir.name if unique else str(workdir)) for workdir in workdirs]
-    notes, content = [], {}
-    for key, heading, section in (("summary", "Summary", sections.summary), *sections.SECTIONS):
+    notes, content = list[str](), dict[str, Any]()
+    lines = ("subtitle", "Subtitle", subtitle), ("versions", "Versions", versions)
+    for key, heading, part in (*lines, ("summary", "Summary", sections.summary), *sections.SECTIONS):
         try:
-            content[key] = heading, section(runs)
+            content[key] = part(runs)
         except Exception as error:  # files that are JSON, but not as this package writes them
             notes.append(f"{heading} left out: {type(error).__name__}: {error}")
-    for key, line in (("subtitle", subtitle), ("versions", versions)):
-        try:
-            content[key] = "", line(runs)
-        except Exception as error:
-            notes.append(f"{key} left out: {type(error).__name__}: {error}")
-    summary, about, evaluated = (content.pop(key, ("", ""))[1] for key in ("summary", "subtitle", "versions"))
     return fill(
         " | ".join(run.name for run in runs),
-        about,
-        summary,
+        content.get("subtitle", ""),
+        content.get("summary", []),
         [note for run in runs for note in run.notes] + notes,
-        [(key, heading, blocks) for key, (heading, blocks) in content.items() if blocks],
-        f"by score_st.report. {f'Evaluated with {evaluated}.' if evaluated else ''}".strip(),
+        [(key, heading, content[key]) for key, heading, _ in sections.SECTIONS if content.get(key)],
+        f"by score_st.report. {content.get('versions', '')}".strip(),
     )
 
 

@@ -91,7 +91,9 @@ def _described(file: IO[bytes], length: int, name: str) -> tuple[tuple[int, ...]
     if version not in readers:
         raise ValueError(f"{name} has the format {version[0]}.{version[1]}, which no numbers need")
     shape, _, dtype = readers[version](file)
-    if file.tell() + math.prod(shape) * dtype.itemsize != length or dtype.hasobject:
+    if dtype.hasobject:
+        raise ValueError(f"{name} has objects of Python, which are not read")
+    if file.tell() + math.prod(shape) * dtype.itemsize != length:
         raise ValueError(f"{name} is not as long as its header says")
     return shape, dtype
 

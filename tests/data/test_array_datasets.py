@@ -139,7 +139,7 @@ def test_arrays(tmp_path):
 def test_files_that_are_not_arrays_of_images(tmp_path):
     path = tmp_path / "mine.npz"
     for save, array, message in (
-        (np.savez, dict(images=np.array([{}, {}])), "allow_pickle=False"),
+        (np.savez, dict(images=np.array([{}, {}])), "has objects of Python, which are not read"),
         (np.savez, dict(pictures=noise(3, 8, 8)), "can't be read .has pictures; should have one of test, x_test"),
         (np.savez, dict(images=np.zeros((3, 8, 8))), "is float64"),
         (np.savez, dict(images=noise(3, 3, 8, 8)), "should be uint8"),

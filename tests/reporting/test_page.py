@@ -193,7 +193,7 @@ def test_damaged_files_are_left_out(tmp_path, capsys, content):
     assert "metrics.jsonl of run: damaged lines left out: 2, 3, 4, 5, 7 (5 in all)" in notes
     names = [path.name for path in damaged if path.suffix == ".png" or content != VALID]
     assert all(f"{name} of run left out" in notes for name in names)
-    assert content != VALID or {"Summary left out", "Samplers left out", "versions left out"} <= set(
+    assert content != VALID or {"Summary left out", "Samplers left out", "Versions left out"} <= set(
         re.findall(r"\w+ left out", notes)
     )
 
