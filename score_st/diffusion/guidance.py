@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Float, Int
-from score_st.checks import FINITE, NOT_NEGATIVE, Interval, check_fields, check_mask
+from score_st.checks import FINITE, NOT_NEGATIVE, check_fields, check_mask
 from score_st.config import ConfigError
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.samplers import Project
 from score_st.diffusion.sde import SDE
 from score_st.diffusion.stages import Stage, Staged, between, stages
+from score_st.ranges import Number
 
 Images = Float[Array, "B H W C"]
 
@@ -133,7 +134,7 @@ class ClassifierFree:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is out of its range."""
-        check_fields(self, weight=FINITE, low=NOT_NEGATIVE, high=Interval(self.low, math.inf, "(]"))
+        check_fields(self, weight=FINITE, low=NOT_NEGATIVE, high=Number(float, self.low, open="(", also=(math.inf,)))
 
     def __call__(self, sde: SDE, conditional: Score, unconditional: Score) -> Score:
         """The guided score; outside the interval it evaluates one network, inside two."""
