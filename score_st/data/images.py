@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -297,6 +297,19 @@ class CheckedImages:
 
 # of a split: in memory, mapped into it, or decoded when read
 Images = UInt8[np.ndarray, "N H W C"] | LabeledImages | LazyImages | CheckedImages
+
+
+@runtime_checkable
+class Stack(Protocol):
+    """What is read in batches: `len(images)`, and `images[first:stop]` is an array."""
+
+    def __len__(self) -> int:
+        """Returns N."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Returns what NumPy's indexing of the first axis selects."""
+        ...
 
 
 def without_unreadable(images: LazyImages, what: str, threads: int) -> LazyImages:

@@ -15,7 +15,7 @@ from score_st.array_types import Array, Bool, Int, Shaped, UInt8
 from score_st.config import ConfigError, choose
 from score_st.data import datasets, decoded_cache, download, preprocessing
 from score_st.data.files import MissingFiles
-from score_st.data.images import Images, LazyImages, without_unreadable
+from score_st.data.images import Images, LazyImages, Stack, without_unreadable
 from score_st.data.labels import labels_of
 
 
@@ -144,7 +144,7 @@ class Stream:
 
 
 def padded(
-    images: Shaped[Array, "N ..."] | Images, batch_size: int
+    images: Shaped[Array, "N ..."] | Stack, batch_size: int
 ) -> Iterator[tuple[Shaped[np.ndarray, "B ..."], Bool[np.ndarray, " B"]]]:
     """Yields all images once and in order, in batches of exactly `batch_size`.
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import pipeline
-from score_st.data.images import Images
+from score_st.data.images import Stack
 from score_st.evaluation import classifier, efficientnet, inception, provenance
 from score_st.evaluation.distances import Moments
 from score_st.pytorch import file as torch_file
@@ -172,8 +172,8 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
     finally:
         sys.path.remove("")
     dimension, classifies = shapes["features"].shape[1], "logits" in shapes
-    network_of, none = (lambda resizing: own), (lambda *_: None)
-    return Extractor(text, network_of, none, none, text, "", "its own", dimension, classifies, variables)
+    parts: tuple[Any, ...] = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
+    return Extractor(text, *parts, text, "", "its own", dimension, classifies, variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Features:
         params = jax.device_put(params, replicated)
         return cls(lambda batch: apply(params, jax.device_put(batch, divided)), batch_size, mesh.size)
 
-    def __call__(self, images: Images | Any, label: str, keep: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def __call__(self, images: Stack, label: str, keep: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Returns `mean` and `covariance` of the features of images, and the outputs that `keep` names.
 
         Args:

@@ -232,8 +232,8 @@ def read_reference(config: ConfigDict, request: Request, workdir: Path) -> tuple
         identity.warn(workdir, {"train": images})
         reference = {"images": to_bytes(images, levels, config.data.dataset)}
     else:
-        images = pictures_at(config.data, name)
-        reference = {"images": images} if images else read(name, levels)
+        opened = pictures_at(config.data, name)
+        reference = {"images": opened} if opened else read(name, levels)
     check_size(config, name, reference)
     counts = [len(reference[role]) for role in ("images", "features") if role in reference]
     per_image = [metric for metric in request.metrics if metric in PER_IMAGE]

@@ -35,7 +35,7 @@ def check(option: str, path: Path, count: int) -> None:
         raise ConfigError(f"{option} {path}: has other files, such as {others[0]}; name a new folder")
 
 
-def _encoded(batches: Iterable[UInt8[np.ndarray, "B H W C"]], num_levels: int) -> Iterator[tuple[str, bytes]]:
+def _encoded(batches: Iterable[UInt8[np.ndarray, "_ H W C"]], num_levels: int) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of each image."""
     number = 0
     for batch in batches:
@@ -46,7 +46,7 @@ def _encoded(batches: Iterable[UInt8[np.ndarray, "B H W C"]], num_levels: int) -
             number += 1
 
 
-def write(batches: Iterable[UInt8[np.ndarray, "B H W C"]], num_levels: int, path: Path) -> None:
+def write(batches: Iterable[UInt8[np.ndarray, "_ H W C"]], num_levels: int, path: Path) -> None:
     """Writes each image as a PNG file, 000000.png and so on, 8 bits a channel, gray or RGB.
 
     Args:

@@ -138,7 +138,7 @@ def test_impossible_requests(folder, monkeypatch, capsys):
             "--features none:network: ModuleNotFoundError: No module named 'none'",
         ),
         (["fid", "--features", "json:loads"], "--features json:loads: TypeError: "),
-        (["fid", "--samples", folder / "none.zip"], "none.zip: can't be read (No such file or directory"),
+        (["fid", "--samples", folder / "none.zip"], "none.zip: can't be read ([Errno 2] No such file"),
         (["fid", "--repeats", "6"], "9 images are too few; it takes at least 10"),
         (["kid", "--repeats", "2"], "--repeats 2: divides the samples for fid, which --metrics lacks"),
         (["fid", "--resize", "bilinear"], "invalid choice: 'bilinear'"),

@@ -20,7 +20,7 @@ def rows(folder):
 def test_csv_has_a_column_for_each_number(tmp_path):
     """New columns come on the right; NaN and text are left out, as for TensorBoard; all digits are kept."""
     log = loop.Log(tmp_path, 0, 9, names=("csv",))
-    log(1, loss=np.float32(0.1))
+    log(1, loss=float(np.float32(0.1)))
     log(2, loss=2.0, eval_loss=1 / 3, nan=np.nan, device="cpu")
     log(3, loss=3.0)
     assert [list(row.values()) for row in rows(tmp_path)] == [
