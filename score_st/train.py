@@ -128,6 +128,7 @@ def train(
         image_terms.check_batch_size(config, model, eval_mesh)
         image_terms.from_config(config, model)
     images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    pipeline.require_classes(config, images["train"])
     check_length(config, workdir)
     fixed = ("training.n_iters",) if optimizer.depends_on_length(config) else ()
     must_agree = lambda key: key in fixed or not key.startswith(FREE)

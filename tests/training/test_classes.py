@@ -50,3 +50,5 @@ def test_batches_have_the_labels_of_their_images():
     assert isinstance(loop.stream(tiny(), images).batch(3), np.ndarray)
     with pytest.raises(ConfigError, match="num_classes=9: DIGITS has a class 9; should be 10"):
         pipeline.load(tiny(model__num_classes=9), "train")
+    with pytest.raises(ConfigError, match="num_classes=10: DIGITS has no classes; should be 0"):
+        pipeline.require_classes(settings, images[:])
