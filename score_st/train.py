@@ -132,6 +132,7 @@ def train(
     must_agree = lambda key: key in fixed or not key.startswith(FREE)
     with lease.watching(Path(workdir), config.storage.lease, config.storage.patience) as held:
         images = {split: pipeline.load(config, split) for split in ("train", "test")}
+        pipeline.require_classes(config, images["train"])
         check_length(config, workdir)
         check_same(Path(workdir), config, must_agree)
         identity.check(Path(workdir), images)

@@ -70,14 +70,20 @@ def load(config: ConfigDict, split: str, strict: bool = True) -> Images:
 
 
 def _check_classes(config: ConfigDict, images: Images) -> None:
-    """Raises ConfigError if the network is to be told classes that the images do not have."""
+    """Raises ConfigError if the images have a class that the network does not have."""
     count, labels = config.model.num_classes, labels_of(images)
-    if count and labels is None:
-        raise ConfigError(f"config.model.num_classes={count}: {config.data.dataset} has no classes; should be 0")
     if count and labels is not None and labels.max() >= count:
         raise ConfigError(
             f"config.model.num_classes={count}: {config.data.dataset} has a class {labels.max()}; "
             f"should be {labels.max() + 1}"
+        )
+
+
+def require_classes(config: ConfigDict, images: Images) -> None:
+    """Raises ConfigError if a network is to learn classes from images that have none."""
+    if config.model.num_classes and labels_of(images) is None:
+        raise ConfigError(
+            f"config.model.num_classes={config.model.num_classes}: {config.data.dataset} has no classes; should be 0"
         )
 
 

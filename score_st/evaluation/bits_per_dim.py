@@ -141,6 +141,8 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
 def _warn(evaluation: image_terms.Evaluation) -> None:
     if evaluation.model.scaler.dequantization == "none":
         print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
+    if evaluation.model.num_classes and evaluation.labels is None:
+        print("warning: the images have no classes: the figures are those of no class", file=sys.stderr)
     if evaluation.lambda_:
         print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
 

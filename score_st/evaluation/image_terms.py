@@ -103,14 +103,14 @@ class Evaluation:
     def _flow(self, params: Any, x: Any, indices: Any, probes: Any) -> tuple[dict, dict]:
         model = self.model
 
-        def nll(labels: Any, x: Any, probes: Any) -> likelihood.NLL:
+        def nll(labels: Any, x: Any, probes: Any) -> dict:
             score = model.score(params, labels=labels)
-            return likelihood.nll(score, model.sde, x, probes, self.solver, self.lambda_)
+            return vars(likelihood.nll(score, model.sde, x, probes, self.solver, self.lambda_))
 
         labels = None if self.labels is None else jnp.asarray(self.labels)[indices]
         result = by_image(nll, labels, x, probes)
-        counts = {"nfe": result.evaluations, "reached": result.reached}
-        return {"prior": self.bits(result.prior), "trace": self.bits(result.trace)}, counts
+        counts = {"nfe": result["evaluations"], "reached": result["reached"]}
+        return {"prior": self.bits(result["prior"]), "trace": self.bits(result["trace"])}, counts
 
     def _reconstruction(self, params: Any, x: Any, indices: Any, z: Any) -> Any:
         model = self.model

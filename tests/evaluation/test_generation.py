@@ -13,10 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import commands, told  # noqa: F401
 from support.environment import QUICK
 
-from score_st import config, edit, sample
+from score_st import config, edit, sample, train
+from score_st import eval as eval_command
+from score_st.data import pipeline
+from score_st.data.labels import labels_of
 from score_st.evaluation import editing, generation
+from score_st.model import DiffusionModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,3 +156,41 @@ def test_edits_that_can_not_be(arguments, one_device, tmp_path):
         with pytest.raises(SystemExit, match="2"):
             edit.main(arguments("--task", "inpaint", "--num", number), one_device)
     assert not list(tmp_path.iterdir())
+
+
+def test_classes_of_samples():
+    """Image i has class i modulo their number, or all have one, or none; no others, and no guidance without."""
+    settings = commands.tiny(model__num_classes=3)
+    model, indices = DiffusionModel.from_config(settings), np.arange(7)
+    given = lambda label: generation.classes(commands.tiny(sampling__label=label), model, indices).tolist()
+    assert given("all") == [0, 1, 2, 0, 1, 2, 0] and given("2") == [2] * 7 and given("none") == [-1] * 7
+    with pytest.raises(config.ConfigError, match="label=3: the network has classes 0 ... 2"):
+        given("3")
+    plain = DiffusionModel.from_config(commands.tiny())
+    assert generation.classes(commands.tiny(), plain, indices) is None
+    with pytest.raises(config.ConfigError, match="label=0: the network has no classes"):
+        generation.classes(commands.tiny(sampling__label=0), plain, indices)
+    with pytest.raises(config.ConfigError, match="class_guidance=2.0: the network has no classes"):
+        generation.score_given(commands.tiny(sampling__class_guidance=2), plain, {}, None)
+    with pytest.raises(config.ConfigError, match="class_guidance_from=3: should be below"):
+        config.check(commands.tiny(sampling__class_guidance_from=3, sampling__class_guidance_to=2))
+
+
+def test_a_row_of_samples_for_each_class(tmp_path, one_device):
+    """`train`, `sample` and `eval` with classes, of a network of a few numbers."""
+    settings = dict(model__name="told", model__num_classes=10, training__n_iters=2, training__eval_images=16)
+    settings |= dict(training__snapshot_sampling=False, eval__enable_bpd=False, optim__warmup=0)
+    settings |= dict(sampling__method="pc", sampling__steps=2, eval__batch_size=99, eval__nll_iter=0)
+    settings |= dict(eval__nelbo_iter=1, eval__gradient_images=0)
+    common = ["--config", commands.OFFICIAL_DIGITS, *commands.overrides(**settings), "--workdir", tmp_path / "run"]
+    argv = [str(word) for word in common]
+    train.main(argv, one_device)
+    sample.main([*argv, "--num", "40"], one_device)
+    picture = np.asarray(Image.open(tmp_path / "run/samples/classes.png"))
+    assert picture.shape[0] > 2 * picture.shape[1]  # ten rows of four
+    figures = eval_command.main(argv, one_device)
+    images = pipeline.load(commands.tiny(), "test")
+    counts = np.bincount(labels_of(images), minlength=10)
+    assert figures["images_by_class"] == counts.tolist()
+    means = np.array(figures["nelbo_by_class"])
+    assert np.sum(means * counts) / counts.sum() == pytest.approx(figures["nelbo"], rel=1e-6) and len(set(means)) == 10

@@ -1,34 +1,16 @@
 """Training with classes: each image's label goes with it, over devices and micro-batches."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import told  # noqa: F401
 from support.commands import tiny
 
-from score_st import networks
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.data.labels import labels_of
 from score_st.runtime import sharding
 from score_st.training import loop, step
-
-
-class Told(nn.Module):
-    """x times a number for its class, 0 without one."""
-
-    num_classes: int = 3
-
-    @nn.compact
-    def __call__(self, x, time_cond, train=False, log_time_cond=None, labels=None):
-        """The output, see `networks.Network`."""
-        scale = self.param("scale", nn.initializers.zeros, (3,))
-        labels = jnp.full(len(x), -1) if labels is None else labels
-        return x * jnp.where(labels < 0, 0.0, scale[labels])[:, None, None, None]
-
-
-networks.NETWORKS["told"] = lambda config: Told()
 
 
 def updated(digits, devices, micro):
@@ -68,3 +50,5 @@ def test_batches_have_the_labels_of_their_images():
     assert isinstance(loop.stream(tiny(), images).batch(3), np.ndarray)
     with pytest.raises(ConfigError, match="num_classes=9: DIGITS has a class 9; should be 10"):
         pipeline.load(tiny(model__num_classes=9), "train")
+    with pytest.raises(ConfigError, match="num_classes=10: DIGITS has no classes; should be 0"):
+        pipeline.require_classes(settings, images[:])
