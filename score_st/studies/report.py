@@ -70,6 +70,15 @@ def table(part: Entry) -> tuple[list[str], list[list[str]]]:
     return ["cell", *(["step"] if several else []), "weights", *names, "seeds"], rows
 
 
+def shown(cell: str, side: Entry | None) -> str:
+    """Returns the name of a side of a comparison, with its row and step where they are not the usual ones."""
+    if side is None:
+        return "0"
+    row = "" if side["row"] == "ema" else f", {side['row']}"
+    step = f", step {side['step']:,}" if side["step"] else ""
+    return cell + row + step
+
+
 def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the rows of the table of comparisons."""
     rows = []
@@ -83,7 +92,8 @@ def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str
         kind = "late" if entry["late"] else "primary" if entry["primary"] else "exploratory"
         half = 0.0 if entry["low"] is None else (entry["high"] - entry["low"]) / 2
         interval = f"{number(entry['low'], half)} to {number(entry['high'], half)}" if half else "–"
-        question = f"{entry['question']} ({entry['a']} − {entry['b']})"
+        sides = [shown(entry[side], expected[side]) for side in ("a", "b")]
+        question = f"{entry['question']} ({' − '.join(sides)})"
         result = f"{number(entry['difference'], half)} ({interval})"
         rows.append([question, expected["figure"], kind, wanted, result, entry["came"] or "–"])
     return ["question (a − b)", "figure", "", "expected", "a − b (95 %)", "what came"], rows
