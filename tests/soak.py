@@ -176,9 +176,10 @@ class Soak:
         return str(path.relative_to(self.workdir)), None, {None}
 
     def setting(self) -> tuple[str, int | None, set]:
-        key = self.draw.choice(list(CHANGES))
-        self.more = {key: self.draw.choice([value for value in CHANGES[key] if self.more != {key: value}])}
-        return f"{key.replace('__', '.')}={self.more[key]}", None, {None}
+        others = [(key, value) for key, values in CHANGES.items() for value in values if self.more != {key: value}]
+        key, value = self.draw.choice(others)
+        self.more = {key: value}
+        return f"{key.replace('__', '.')}={value}", None, {None}
 
     def finish(self) -> int | None:
         pid = self.start()
