@@ -28,6 +28,7 @@ from support.environment import QUICK
 
 COUNTS = dict(kill=40, signal=20, full=5, damage=10, second=5, setting=10)  # at 30 minutes
 LEASE = 3.0  # seconds
+NOTHING = "nothing there yet"
 STEPS = 20_000  # at 30 minutes
 SETTINGS = dict(training__log_freq=20, training__eval_freq=500, training__averages=10)
 SETTINGS |= dict(training__snapshot_freq=2000, training__snapshot_freq_for_preemption=20, data__num_threads=1)
@@ -160,7 +161,7 @@ class Soak:
             newest = self.workdir / "checkpoints" / str(steps(self.workdir)[-1])
             found += [max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)] * 3
         if not found:
-            return "nothing there yet", None, {None}
+            return NOTHING, None, {None}
         path = self.draw.choice(found)
         content = path.read_bytes()
         place = self.draw.randrange(len(content)) if content else 0
@@ -175,9 +176,10 @@ class Soak:
         return str(path.relative_to(self.workdir)), None, {None}
 
     def setting(self) -> tuple[str, int | None, set]:
-        key = self.draw.choice(list(CHANGES))
-        self.more = {key: self.draw.choice(CHANGES[key])}
-        return f"{key.replace('__', '.')}={self.more[key]}", None, {None}
+        others = [(key, value) for key, values in CHANGES.items() for value in values if self.more != {key: value}]
+        key, value = self.draw.choice(others)
+        self.more = {key: value}
+        return f"{key.replace('__', '.')}={value}", None, {None}
 
     def finish(self) -> int | None:
         pid = self.start()
@@ -278,11 +280,13 @@ def soak(run: Soak, faults: list[str], arguments: argparse.Namespace) -> int:
         run.begin()
         return bool(differing)
 
-    for number, name in enumerate(faults):
+    for number, name in enumerate(faults):  # which grows by those that came too late, or too early
         act: Callable = getattr(run, name)
         before = steps(run.workdir)
         what, code, right = act()
-        done[name] += 1
+        missed = what == NOTHING or (code == 0 and name != "full")
+        done[name] += not missed
+        faults += [name] * missed
         bad = code not in right or "Traceback" in (run.log.read_text() if run.log.exists() else "")
         about = dict(fault=name, what=what, code=code, before=before[-1:], after=steps(run.workdir)[-1:])
         print(json.dumps(dict(number=number, at=round(time.monotonic() - began)) | about), flush=True)

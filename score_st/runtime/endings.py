@@ -160,6 +160,8 @@ def silence_orbax() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     def hook(about: Any) -> None:
+        if isinstance(about.exc_value, KeyboardInterrupt):  # in a callback, where it is lost; `Watch` ends the process
+            return
         if str(about.exc_value) != "Event loop is closed":  # TensorStore's, of a write that failed
             sys.__unraisablehook__(about)
 

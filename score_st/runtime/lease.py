@@ -11,6 +11,7 @@ What it was writing at that moment is not prevented.
 import contextlib
 import functools
 import json
+import math
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from score_st import strict_json
 from score_st.config import ConfigError
 from score_st.runtime import mirror, storage
 
@@ -66,15 +68,17 @@ def is_over(owner: dict[str, Any], me: dict[str, Any]) -> bool:
     """Whether an owner is known to have ended: it is dead, or an earlier attempt of this process's job."""
     if me["boot"] and owner.get("boot") == me["boot"] and began(owner["pid"]) != owner.get("began"):
         return True
-    return bool(me["job"]) and owner.get("job") == me["job"] and owner.get("attempt", 0) < me["attempt"]
+    return bool(me["job"]) and owner.get("job") == me["job"] and owner["attempt"] < me["attempt"]
 
 
 def parse(content: bytes | None) -> dict[str, Any]:
     """Returns what is in a lease; {} if there is none or it is damaged."""
     try:
-        found = json.loads(content or b"")
-        return found if isinstance(found, dict) and isinstance(found["pid"], int) else {}
-    except (ValueError, KeyError, RecursionError):
+        owner = strict_json.loads(content or b"")
+        types = {"pid": int, "token": str, "attempt": int, "seconds": int | float}
+        is_right = isinstance(owner, dict) and all(isinstance(owner.get(key), kind) for key, kind in types.items())
+        return owner if is_right and math.isfinite(owner["seconds"]) else {}
+    except ValueError:
         return {}
 
 
@@ -248,8 +252,7 @@ class Lease:
                 time.sleep(min(0.2, self.seconds / 10))
 
     def _wait(self, owner: dict[str, Any]) -> float:
-        theirs = owner.get("seconds")
-        return max(self.seconds, float(theirs) if isinstance(theirs, int | float) else 0.0)
+        return max(self.seconds, owner.get("seconds", 0.0))
 
     def _said(self, owner: dict[str, Any]) -> str:
         who = f"process {owner['pid']} on {owner.get('host')}"

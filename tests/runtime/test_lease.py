@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import math
 import os
 import socket
 import subprocess
@@ -112,10 +113,14 @@ def test_one_that_does_not_move_is_taken_over(tmp_path):
     assert SECONDS <= acquired(tmp_path) < SECONDS + 2
 
 
-@pytest.mark.parametrize("seconds", ["30", None, [1]])
-def test_a_damaged_lease_is_taken_over(tmp_path, seconds):
-    leave_behind(tmp_path, boot="another", seconds=seconds)
+@pytest.mark.parametrize("damage", [{"seconds": math.inf}, {"seconds": [1]}, {"token": None}, {"attempt": "2"}])
+def test_a_damaged_lease_is_taken_over(tmp_path, damage):
+    leave_behind(tmp_path, boot="another", **damage)
+    assert parse((tmp_path / ".lease").read_bytes()) == {}
     assert acquired(tmp_path) >= SECONDS
+
+
+def test_what_is_no_lease_is_taken_over(tmp_path):
     (tmp_path / ".lease").write_bytes(b"\xff{")
     assert acquired(tmp_path) >= SECONDS
 

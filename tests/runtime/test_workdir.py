@@ -1,11 +1,13 @@
 """The workdir's configuration: what has to agree with an earlier run, and the copy of a user's own file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from score_st import config
-from score_st.runtime.workdir import check_same, claim_workdir
+from score_st.config import ConfigError
+from score_st.runtime.workdir import check_same, check_writable, claim_workdir
 
 every_key = lambda key: True
 
@@ -71,3 +73,11 @@ def test_a_config_json_that_is_a_folder_is_an_error(tmp_path):
     with pytest.raises(config.ConfigError, match=r"its config.json can't be read \(Is a directory\)"):
         claim_workdir(tmp_path, config.load("vp/DIGITS/ddpmpp_nll_st"), every_key)
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_can_not_be_written_is_found_before_the_work(tmp_path):
+    with pytest.raises(ConfigError, match=r"^/proc/run/eval: can't be written \(.*\); --out names another folder$"):
+        check_writable(Path("/proc/run/eval"), "--out names another folder")
+    check_writable(tmp_path / "run/eval", "--out names another folder")
+    assert not list(tmp_path.iterdir())
