@@ -67,9 +67,9 @@ class NetworkMachine(Machine):
 
     def build(self, _: Any) -> None:
         """Sets the attributes of an `Object`; otherwise as for checkpoints."""
-        if len(self.stack) > 1 and isinstance(self.stack[-2], Object) and type(self.stack[-1]) is dict:
-            state = self.stack.pop()
-            self.stack[-1].state.update(state)
+        target = self.stack[-2] if len(self.stack) > 1 else None
+        if isinstance(target, Object) and type(self.stack[-1]) is dict:
+            target.state.update(self.stack.pop())
         else:
             super().build(None)
 

@@ -1,5 +1,6 @@
 """The submodules of our NCSN++ in their order, each by what it is for, so that other code's names map onto ours."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from score_st.config import ConfigError
 Tensors = Mapping[str, Float[np.ndarray, "..."]]
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """A submodule.
 
     Attributes:

@@ -24,10 +24,10 @@ EXPECTATIONS = {
 
 def grid(*axes: Mapping[str, Settings]) -> dict[str, Settings]:
     """Returns every combination of one entry an axis; names are joined by "-", and an empty name leaves no trace."""
-    cells = {}
+    cells: dict[str, Settings] = {}
     for entries in itertools.product(*(axis.items() for axis in axes)):
         name = "-".join(name for name, _ in entries if name)
-        cells[name] = functools.reduce(lambda a, b: {**a, **b}, (settings for _, settings in entries), {})
+        cells[name] = {key: value for _, settings in entries for key, value in settings.items()}
     return cells
 
 

@@ -1,6 +1,7 @@
 """How long the cells of a study take: what stored results say, or else a trial of each kind of cell."""
 
 import contextlib
+import functools
 import os
 import tempfile
 import time
@@ -58,7 +59,7 @@ def seconds_of_a_seed(cell: Cell, mesh: Mesh) -> float:
         for measure in cell.measures:
             small, times = measure.smaller(runner.setting)
             function = small.prepare(runner.setting)
-            seconds += timed(lambda function=function: function(state)) * times * len(cell.steps)
+            seconds += timed(functools.partial(function, state)) * times * len(cell.steps)
     return seconds
 
 

@@ -69,7 +69,7 @@ class Experts:
         config = setting.config.copy_and_resolve_references()
         check(changed(config, {key: str(value) for key, value in self.fixed.items()}))
         trainer = Trainer(config, setting.images, setting.mesh)
-        leaves, structure = jax.tree.flatten(trainer.step_config.abstract_state.ema)
+        structure: Any = jax.tree.structure(trainer.step_config.abstract_state.ema)
 
         def train() -> dict[str, Any]:
             state, _ = trainer.train(trainer.start(SEED), SEED, config.training.n_iters)
@@ -79,7 +79,7 @@ class Experts:
         stored = resumable.JobFiles(setting.cache, f"fixed-{key:08x}.npz", resumable.NPZ)
         with alone(setting.cache):
             arrays = stored((), train)
-        fixed = structure.unflatten([arrays[str(i)] for i in range(len(leaves))])
+        fixed = structure.unflatten([arrays[str(i)] for i in range(structure.num_leaves)])
         fields = {field.name: getattr(setting.model, field.name) for field in dataclasses.fields(DiffusionModel)}
         parts: Any = setting.model, SameNoise(trainer.model, setting.model.sde)
         model = CombinedModel(**fields, parts=parts, combination=guidance.Experts(self.below))

@@ -115,12 +115,12 @@ class BitsPerDim:
         by_eps = {model.sde.eps: evaluations[row] for row, (_, model) in rows.items()}
 
         def measure(state: TrainState) -> Rows:
-            figures = {}
+            figures: dict[str, dict[str, float]] = {}
             for row, (weights, model) in rows.items():
                 run = image_runner(setting, WEIGHTS[weights](state), images)
                 with jax.default_matmul_precision("highest"):
                     result = bits_per_dim.compute(by_eps[model.sde.eps], run, setting.config.eval)
-                figures[row] = {name: result[name] for name in ("nll", "nelbo") if name in result}
+                figures[row] = {str(name): result[name] for name in ("nll", "nelbo") if name in result}
             return figures
 
         return measure
@@ -213,7 +213,7 @@ class Samples:
         """Returns the same for another model; `weights` are its parameters for a row and a state."""
         generate = generation.generator(setting.config, model, SEED)
         compare = {name: self._distance(setting, EXTRACTORS[name]) for name in self.features}
-        floor = {}
+        floor: dict[str, float] = {}
         for distance in compare.values():
             floor |= distance("test images", setting.images["test"][: self.num])
 
@@ -225,9 +225,10 @@ class Samples:
                     images, _ = generation.draw(setting.config, model, params, self.num, SEED, setting.mesh, generate)
                 except ConfigError:  # the sampler diverged
                     continue
-                rows[row] = {}
+                figures: dict[str, float] = {}
                 for distance in compare.values():
-                    rows[row] |= distance("", images)
+                    figures |= distance("", images)
+                rows[row] = figures
             return rows
 
         return measure

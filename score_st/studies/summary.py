@@ -106,17 +106,17 @@ def summarize(study: Study, out: Path) -> dict[str, Any]:
             cells[cell] = {"settings": settings, **complete, "figures": figures}
         about = {"title": part.title, "base": part.base, "settings": {k: str(v) for k, v in part.settings.items()}}
         parts[name] = about | {"seeds": part.seeds, "steps": part.steps, "cells": cells}
-    comparisons, primary = [], set()
+    comparisons, primary = list[dict[str, Any]](), set[str]()
     for comparison in study.comparisons:
         first, second, interval = table.compare(comparison)
         entry = stated.get(comparison.question, {"expected": comparison.expectation, "late": False})
         expected = entry["expected"]
-        part = first.split("/")[0]
-        is_primary = bool(comparison.expect) and part not in primary and not entry["late"]
-        primary |= {part} if is_primary else set()
+        of_part = first.split("/")[0]
+        is_primary = bool(comparison.expect) and of_part not in primary and not entry["late"]
+        primary |= {of_part} if is_primary else set()
         found = {"a": first, "b": second, "difference": number(interval.mean), "seeds": interval.seeds}
         found |= {"low": number(interval.low), "high": number(interval.high)}
         came = statistics.verdict(expected["expect"], interval, expected["margin"])
-        about = {"question": comparison.question, "part": part, "primary": is_primary, "late": entry["late"]}
-        comparisons.append(about | {"expected": expected, **found, "came": came})
+        question = {"question": comparison.question, "part": of_part, "primary": is_primary, "late": entry["late"]}
+        comparisons.append(question | {"expected": expected, **found, "came": came})
     return {"title": study.title, "parts": parts, "comparisons": comparisons}

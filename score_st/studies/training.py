@@ -83,7 +83,7 @@ class Run:
         """
         self.trainer, self.seed, self.steps = trainer, seed, steps
         self.states = resumable.JobFiles(folder, f"state-{seed}-{{}}.npz", resumable.NPZ)
-        self._structure = jax.tree.structure(trainer.step_config.abstract_state)
+        self._structure: Any = jax.tree.structure(trainer.step_config.abstract_state)
         self.at = functools.lru_cache(maxsize=1)(self._at)
 
     def _at(self, step: int) -> tuple[TrainState, dict[str, np.ndarray]]:
