@@ -101,7 +101,7 @@ class Model:
         configuration.check(config)
         function = _Plain(score) if params is None else score
         scaler = preprocessing.scaler_from_config(config)
-        model = ScoreOnly.of(function, sde, tuple(image_shape), scaler)
+        model = ScoreOnly.of(function, sde, image_shape, scaler)
         x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, *image_shape), (2,)))
         result = jax.eval_shape(function, params, x, t)
         if getattr(result, "shape", None) != x.shape:
