@@ -35,7 +35,7 @@ def train_step(subject: Subject) -> Part:
 
     def part() -> Numbers:
         stream = loop.stream(config, subject.images["train"])
-        batches = [stream.batch(i) for i in range(several)]
+        batches = [stream.inputs(i) for i in range(several)]
         steps, key = loop.compiled_steps(setup), jax.random.key(config.seed)
         create = jax.jit(setup.create, out_shardings=setup.state_shardings)
         state = [create(key)]

@@ -104,7 +104,7 @@ class Stream:
       part: the number of this process; it gets a contiguous part of every batch.
       parts: how many processes there are.
       threads: how many threads read ahead.
-      labeled: whether a batch is (images, labels), for networks that are told the classes.
+      labeled: whether `inputs` have the labels, for networks that are told the classes.
     """
 
     images: Images
@@ -127,26 +127,29 @@ class Stream:
         first = step * self.batch_size + self.part * size
         return [self._order[first + i] for i in range(size)]
 
-    def batch(self, step: int) -> Batch:
-        """Returns this process's part of the batch of a step, B = batch_size / parts images; see `labeled`."""
+    def batch(self, step: int) -> UInt8[np.ndarray, "B H W C"]:
+        """Returns this process's part of the batch of a step, B = batch_size / parts images."""
         try:
-            images = self.images[self._numbers(step)]
+            return self.images[self._numbers(step)]
         except ConfigError as error:
             raise ConfigError(f"{error}{datasets.hint(self.images)}") from error
-        labels = self.labels(step) if self.labeled else None
-        return images if labels is None else (images, labels)
 
     def labels(self, step: int) -> Int[np.ndarray, " B"] | None:
         """Returns the classes of the images of `batch`, see `labels.labels_of`; None if no image has one."""
         labels = labels_of(self.images)
         return None if labels is None else labels[self._numbers(step)]
 
+    def inputs(self, step: int) -> Batch:
+        """Returns what the train step of that number is given: the images of `batch`, or (images, labels)."""
+        images, labels = self.batch(step), self.labels(step) if self.labeled else None
+        return images if labels is None else (images, labels)
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Returns the batches of steps start ... stop - 1, read ahead by threads."""
+        """Returns the `inputs` of steps start ... stop - 1, read ahead by threads."""
         import grain
 
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=8)
-        return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
+        return iter(grain.MapDataset.range(start, stop).map(self.inputs).to_iter_dataset(options))
 
 
 def padded(

@@ -172,8 +172,10 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
     finally:
         sys.path.remove("")
     dimension, classifies = shapes["features"].shape[1], "logits" in shapes
-    parts: tuple[Any, ...] = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
-    return Extractor(text, *parts, text, "", "its own", dimension, classifies, variables)
+    network_of: Any = lambda resizing: own
+    return Extractor(
+        text, network_of, lambda tensors: {}, lambda: None, text, "", "its own", dimension, classifies, variables
+    )
 
 
 @dataclasses.dataclass(frozen=True)

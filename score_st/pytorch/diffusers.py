@@ -208,11 +208,11 @@ def _namer(options: dict[str, Any], family: str, old: bool) -> Any:
         if part.place == "in" and part.kind == "conv":
             return "conv_in"
         if part.kind == "dense":
-            return f"time_embedding.linear_{part.index + 1}"
+            return f"time_embedding.linear_{part.number + 1}"
         if part.place == "out" and (part.level == 0 or family == DDPM):
             return f"conv_{'norm_' if part.kind == 'norm' else ''}out"
         if part.place == "middle":
-            return f"mid_block.{'attentions' if part.kind == 'attention' else 'resnets'}.{part.index}"
+            return f"mid_block.{'attentions' if part.kind == 'attention' else 'resnets'}.{part.number}"
         down = part.place in ("down", "resample_down", "pyramid")
         stem = f"down_blocks.{part.level}" if down else f"up_blocks.{last - part.level}"
         if part.place in ("pyramid", "out"):
@@ -220,7 +220,7 @@ def _namer(options: dict[str, Any], family: str, old: bool) -> Any:
         if part.place in ("resample_down", "resample_up"):
             way = "down" if down else "up"
             return f"{stem}.{way}samplers.0.conv" if part.kind == "conv" else f"{stem}.resnet_{way}"
-        return f"{stem}.{'attentions' if part.kind == 'attention' else 'resnets'}.{part.index}"
+        return f"{stem}.{'attentions' if part.kind == 'attention' else 'resnets'}.{part.number}"
 
     def name_of(part: Part, leaf: str) -> tuple[str, slice]:
         if part.kind == "fourier":

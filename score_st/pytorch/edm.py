@@ -67,8 +67,8 @@ class NetworkMachine(Machine):
 
     def build(self, _: Any) -> None:
         """Sets the attributes of an `Object`; otherwise as for checkpoints."""
-        target = self.stack[-2] if len(self.stack) > 1 else None
-        if isinstance(target, Object) and type(self.stack[-1]) is dict:
+        target, state = (None, *self.stack)[-2:]
+        if isinstance(target, Object) and type(state) is dict:
             target.state.update(self.stack.pop())
         else:
             super().build(None)
@@ -293,17 +293,17 @@ def _namer(size: int, levels: int, blocks: int) -> Any:
 
     def prefix(part: Part) -> str:
         if part.kind == "dense":
-            return f"map_layer{part.index}"
+            return f"map_layer{part.number}"
         if part.place in ("in", "pyramid") and part.kind == "conv":
             return f"enc.{at(0)}_conv" if part.place == "in" else f"enc.{at(part.level + 1)}_aux_residual"
         if part.place == "middle":
-            return f"dec.{lowest}_in{part.index}"
+            return f"dec.{lowest}_in{part.number}"
         if part.place == "out":
             return f"dec.{at(0)}_aux_{part.kind}"
         if part.place in ("resample_down", "resample_up"):
             down = part.place == "resample_down"
             return f"enc.{at(part.level + 1)}_down" if down else f"dec.{at(part.level - 1)}_up"
-        index = blocks if (part.kind, part.place) == ("attention", "up") else part.index
+        index = blocks if (part.kind, part.place) == ("attention", "up") else part.number
         return f"{'enc' if part.place == 'down' else 'dec'}.{at(part.level)}_block{index}"
 
     def name_of(part: Part, leaf: str) -> tuple[str, slice]:

@@ -21,13 +21,13 @@ class Part:
       kind: block, attention, dense, conv, norm, fourier, classes, or merge (the 1x1 convolution of an input pyramid).
       place: "in", "down", "resample_down", "middle", "up", "resample_up", "pyramid" or "out".
       level: of the resolution, 0 being the full one; 0 where there is none.
-      index: among those of the same kind, place and level.
+      number: among those of the same kind, place and level.
     """
 
     kind: str
     place: str
     level: int = 0
-    index: int = 0
+    number: int = 0
 
 
 def parts(config: ConfigDict) -> Iterator[Part]:

@@ -246,7 +246,7 @@ def compiled_nelbo(config: ConfigDict, mesh: Mesh, bound: Callable, images: Imag
     u = u.reshape(len(keys), parts, size // parts)
 
     def mean(params: Any) -> float:
-        batches = ((place(mesh, stream.batch(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))
+        batches = ((place(mesh, stream.inputs(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))
         return float(np.mean([bound(params, *batch) for batch in batches]))
 
     return mean
@@ -261,7 +261,7 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
     nelbo = compiled_nelbo(config, mesh, stepping.jitted_nelbo(step_config), images)
 
     def figures(current: TrainState, step: int, key: Key[Array, ""]) -> dict[str, float]:
-        result = {"eval_loss": float(loss(current.ema, place(mesh, batches.batch(step)), key))}
+        result = {"eval_loss": float(loss(current.ema, place(mesh, batches.inputs(step)), key))}
         return result | ({"eval_nelbo": nelbo(current.ema)} if config.training.eval_images else {})
 
     return figures

@@ -44,10 +44,10 @@ def test_a_step_with_classes(digits):
 def test_batches_have_the_labels_of_their_images():
     settings = tiny(model__num_classes=10)
     images = pipeline.load(settings, "train")
-    found, labels = loop.stream(settings, images).batch(3)
+    found, labels = loop.stream(settings, images).inputs(3)
     known = {image.tobytes(): label for image, label in zip(images[:], labels_of(images), strict=True)}
     assert [known[image.tobytes()] for image in found] == labels.tolist() and len(set(labels.tolist())) > 3
-    assert isinstance(loop.stream(tiny(), images).batch(3), np.ndarray)
+    assert isinstance(loop.stream(tiny(), images).inputs(3), np.ndarray)
     with pytest.raises(ConfigError, match="num_classes=9: DIGITS has a class 9; should be 10"):
         pipeline.load(tiny(model__num_classes=9), "train")
     with pytest.raises(ConfigError, match="num_classes=10: DIGITS has no classes; should be 0"):
