@@ -86,7 +86,7 @@ def survey(images: Images, label: str) -> dict[str, Any]:
 def preview(config: ConfigDict, images: Images, count: int = 64) -> UInt8[np.ndarray, "count H W C"]:
     """Returns the first training examples flipped and dequantized as for the network, from 0 to 255."""
     keys = jax.random.split(jax.random.key(config.seed))
-    batch: Any = pipeline.Stream(images, count, config.seed).batch(0)
+    batch = pipeline.Stream(images, count, config.seed).batch(0)
     flipped = preprocessing.random_flip(batch, keys[0]) if config.data.random_flip else jnp.asarray(batch)
     x = preprocessing.scaler_from_config(config).forward(flipped, jax.random.uniform(keys[1], batch.shape))
     return np.asarray(jnp.round(255 * ((x + 1) / 2 if config.data.centered else x))).astype(np.uint8)

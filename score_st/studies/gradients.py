@@ -75,7 +75,7 @@ class Gradients:
         bar, rows = progress.Loop(name, 0, self.draws, "gradients", seconds=10), []
         for i in range(self.draws):
             key, tau_key = (jax.random.fold_in(jax.random.key(n), i // every) for n, every in ((1, 1), (2, EACH)))
-            rows.append(np.asarray(program(params, stream.batch(i), key, tau_key)))
+            rows.append(np.asarray(program(params, stream.inputs(i), key, tau_key)))
             bar(i + 1)
         return np.stack(rows)
 
