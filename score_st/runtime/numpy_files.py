@@ -11,6 +11,7 @@ import math
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,8 +84,8 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
         return _described(file, info.file_size, repr(info.filename[:40]))
 
 
-def _described(file: io.BufferedIOBase, length: int, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Returns shape and type of an array, whose file has the length in bytes that they ask for."""
+def _described(file: Any, length: int, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and type of an array, whose binary file has the length in bytes that they ask for."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
