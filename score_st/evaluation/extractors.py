@@ -45,7 +45,7 @@ class Extractor:
     """
 
     name: str
-    network: Callable[[str], nn.Module]
+    network: Callable[[str], Any]
     from_torch: Callable[[dict], dict]
     find: Callable[[], Path | str | None]
     file: str
@@ -153,8 +153,8 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
     finally:
         sys.path.remove("")
     dimension, classifies = shapes["features"].shape[1], "logits" in shapes
-    parts: tuple[Any, ...] = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
-    return Extractor(text, *parts, text, "", "its own", dimension, classifies, variables)
+    network_of, no_tensors, nowhere = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
+    return Extractor(text, network_of, no_tensors, nowhere, text, "", "its own", dimension, classifies, variables)
 
 
 @dataclasses.dataclass(frozen=True)
