@@ -47,7 +47,7 @@ class Extractor:
     """
 
     name: str
-    network: Callable[[str], nn.Module]
+    network: Callable[[str], Any]
     parameters: Callable[[dict], dict]
     find: Callable[[], Path | str | None]
     file: str
@@ -172,10 +172,8 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
     finally:
         sys.path.remove("")
     dimension, classifies = shapes["features"].shape[1], "logits" in shapes
-    network_of: Any = lambda resizing: own
-    return Extractor(
-        text, network_of, lambda tensors: {}, lambda: None, text, "", "its own", dimension, classifies, variables
-    )
+    network_of, no_tensors, nowhere = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
+    return Extractor(text, network_of, no_tensors, nowhere, text, "", "its own", dimension, classifies, variables)
 
 
 @dataclasses.dataclass(frozen=True)
