@@ -171,9 +171,18 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
         ) from error
     finally:
         sys.path.remove("")
-    dimension, classifies = shapes["features"].shape[1], "logits" in shapes
-    network_of, no_tensors, nowhere = (lambda resizing: own), (lambda tensors: {}), (lambda: None)
-    return Extractor(text, network_of, no_tensors, nowhere, text, "", "its own", dimension, classifies, variables)
+    return Extractor(
+        name=text,
+        network=lambda resizing: own,
+        from_torch=lambda tensors: tensors,
+        find=lambda: None,
+        file=text,
+        hint="",
+        resizing="its own",
+        dimension=shapes["features"].shape[1],
+        classifies="logits" in shapes,
+        variables=variables,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,8 @@ class Request:
         if unknown := [metric for metric in self.metrics if metric not in known]:
             with_features = f"with --features {self.extractor.name}; choose from {', '.join(known)}"
             raise ConfigError(f"--metrics {unknown[0]}: unknown {with_features}")
+        if self.resize and self.extractor.variables is not None:
+            raise ConfigError(f"--resize {self.resize}: {self.extractor.name} resizes images itself; leave it out")
         if self.repeats > 1 and "fid" not in self.metrics:
             raise ConfigError(f"--repeats {self.repeats}: divides the samples for fid, which --metrics lacks")
 

@@ -227,6 +227,9 @@ def test_files_of_every_kind_and_a_network_of_the_users(folder, one_device, monk
     assert [json.loads(line)["figures"] for line in lines] == [result["figures"] for result in results]
     assert json.loads((folder / "eval/quality.json").read_text())["figures"] == results[2]["figures"]
     run(one_device, folder, "fid,kid", *argv, folder / "others.npz", "--samples", folder / "pictures.zip")
+    for words in (["--resize", "tf1"], ["--weights", folder / "own_features.py"]):
+        with pytest.raises(config.ConfigError, match="network (resizes images itself|brings its own); leave"):
+            run(one_device, folder, "fid", *argv, folder / "others.npz", *words)
     assert len((folder / "eval/quality.jsonl").read_text().splitlines()) == 3  # the same again
 
 
