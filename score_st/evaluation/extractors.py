@@ -174,7 +174,7 @@ def choose(text: str, image_shape: tuple[int, int, int]) -> Extractor:
     return Extractor(
         name=text,
         network=lambda resizing: own,
-        from_torch=lambda tensors: tensors,
+        parameters=lambda tensors: tensors,
         find=lambda: None,
         file=text,
         hint="",
