@@ -180,7 +180,7 @@ def test_a_row_of_samples_for_each_class(tmp_path, one_device):
     """`train`, `sample` and `eval` with classes, of a network of a few numbers."""
     settings = dict(model__name="told", model__num_classes=10, training__n_iters=2, training__eval_images=16)
     settings |= dict(training__snapshot_sampling=False, eval__enable_bpd=False, optim__warmup=0)
-    settings |= dict(sampling__method="pc", sampling__steps=2, eval__batch_size=99, eval__nll_iter=0)
+    settings |= dict(sampling__method="pc", sampling__steps=2, eval__batch_size=104, eval__nll_iter=0)
     settings |= dict(eval__nelbo_iter=1, eval__gradient_images=0)
     common = ["--config", commands.OFFICIAL_DIGITS, *commands.overrides(**settings), "--workdir", tmp_path / "run"]
     argv = [str(word) for word in common]
