@@ -65,7 +65,7 @@ def read_idx(path: Path, name: str = "") -> UInt8[np.ndarray, "..."]:
         sums.add(digest(head + sizes + content).hexdigest())
     if name and (others := {KNOWN.get(known, name) for known in sums} - {name}):
         other = others.pop()
-        raise ConfigError(f"{path}: by its MD5 it is of {other}, not {name}; set data.dataset={other}, or data.dir")
+        raise ConfigError(f"{path}: is of {other} by its MD5, not of {name}; set data.dataset={other}, or data.dir")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
