@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
+from score_st.data import matlab
 from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
 from score_st.data.images import Images, decode_image
 from score_st.data.labels import LABEL_NAMES, class_numbers, joined, labeled
@@ -75,11 +76,11 @@ def read_cifar10(config: ConfigDict, split: str) -> Images:
 
 def read_svhn(config: ConfigDict, split: str) -> Images:
     """Reads the cropped digits of SVHN (Netzer et al. 2011): 73,257 and 26,032 images."""
-    import scipy.io
-
     path = find(config, f"{split}_32x32.mat")
     with reading(path):
-        arrays = scipy.io.loadmat(path, variable_names=["X", "y"])
+        arrays = matlab.read(path, ("X", "y"))
+        if "X" not in arrays:
+            raise ValueError("has no array X")
         images, labels = arrays["X"], arrays.get("y")
         labels = None if labels is None else labels.ravel() % 10  # 10 is the digit 0
     check(path, images, "[32, 32, 3, N]", images.ndim == 4 and images.shape[:3] == (32, 32, 3))
