@@ -1,6 +1,7 @@
 """The page of one run, or of several side by side: one HTML file that needs nothing else."""
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def render(workdirs: list[Path]) -> str:
     unique = len({workdir.name for workdir in workdirs}) == len(workdirs)
     runs = [read(workdir, workdir.name if unique else str(workdir)) for workdir in workdirs]
     notes, content = list[str](), dict[str, Any]()
-    lines = ("subtitle", "Subtitle", subtitle), ("versions", "Versions", versions)
-    for key, heading, part in (*lines, ("summary", "Summary", sections.summary), *sections.SECTIONS):
+    parts: list[tuple[str, str, Callable[..., Any]]] = [("subtitle", "Subtitle", subtitle)]
+    parts += [("versions", "Versions", versions), ("summary", "Summary", sections.summary), *sections.SECTIONS]
+    for key, heading, part in parts:
         try:
             content[key] = part(runs)
         except Exception as error:  # files that are JSON, but not as this package writes them

@@ -122,7 +122,7 @@ def test_a_workdir_that_vanishes_is_one_line(tmp_path):
 def test_a_full_disk_is_one_line_and_the_run_goes_on_after_room_is_made(tmp_path, one_device):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("may not mount")
     try:
         run, settings = disk / "run", dict(training__n_iters=4, training__eval_images=0)
