@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data import matlab
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, read_bytes, reading
+from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, note, read_bytes, reading
 from score_st.data.images import Images, decode_image
 from score_st.data.labels import LABEL_NAMES, class_numbers, joined, labeled
 from score_st.pytorch import unpickler
@@ -146,7 +146,11 @@ def read_own_array(config: ConfigDict, split: str) -> Images:
     check(path, images, "[N, H, W] or [N, H, W, C]", fits)
     of_split = [f"y_{name}" for name in SPLIT_NAMES[split]]
     others = of_split if key in split_keys else [*LABEL_NAMES, *(["arr_1"] if key == "arr_0" else [])]
-    labels = class_numbers(_labels(path, [*others, *LABEL_NAMES]) if key else None, len(images), str(path))
+    try:
+        labels = class_numbers(_labels(path, [*others, *LABEL_NAMES]) if key else None, len(images), str(path))
+    except ConfigError as error:  # an array of such a name may be anything
+        note(f"{error}. They are not read as classes")
+        labels = None
     if not has_split and key not in split_keys:
         part = held_out(len(images), split)
         images, labels = images[part], None if labels is None else labels[part]

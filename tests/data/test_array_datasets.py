@@ -136,6 +136,14 @@ def test_arrays(tmp_path):
     np.testing.assert_array_equal(np.concatenate([train, test]), images[..., :1])
 
 
+def test_an_array_of_a_users_that_is_no_class_is_left_out(tmp_path, capsys):
+    images = noise(30, 8, 8, 3)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.eye(30))
+    train = pipeline.load(settings("NPZ", tmp_path / "own.npz", image_size=8), "train")
+    assert len(train) == 27 and labels_of(train) is None
+    assert "its labels are float64[30, 30]; should be 30 whole numbers" in capsys.readouterr().err
+
+
 def test_files_that_are_not_arrays_of_images(tmp_path):
     path = tmp_path / "mine.npz"
     for save, array, message in (
