@@ -144,7 +144,7 @@ class ScoreModel(DiffusionModel):
 
     function: Callable = None
 
-    def score(self, params, dropout_key=None):
+    def score(self, params, dropout_key=None, labels=None):
         return self.function(params)
 
 

@@ -93,11 +93,11 @@ def hostile(target: Path) -> dict[str, bytes]:
         "neither since PyTorch 1.6 nor before": storage(b"\x80\x02K\x01."),
         "with something after its end": storage(foreign.storage_file(array) + b"."),
         "and does not": storage(foreign.storage_file(array)[:-1]),
-        "more than 1048576 instructions": b"\x80\x04" + b"N" * (2**20 + 1) + b".",
+        "more instructions than 1048576": b"\x80\x04" + b"N" * (2**20 + 1) + b".",
         "a pickle with something after its end": b"\x80\x04}.}.",
         "has no 'ema'": b"\x80\x04}.",
-        "a key that is neither text nor a number": b"\x80\x04" + laughs(40) + b"}h\x28K\x01s.",
-        "a dictionary is made of something else": calls("collections", "OrderedDict", (5,)),
+        "keys are neither text nor numbers": b"\x80\x04" + laughs(40) + b"}h\x28K\x01s.",
+        "an OrderedDict of something else than pairs": calls("collections", "OrderedDict", (5,)),
         "nest deeper": b"\x80\x04" + foreign.pickled({"ema": nested(9)}) + b".",
     }
 

@@ -14,7 +14,7 @@ class Told(nn.Module):
     @nn.compact
     def __call__(self, x, time_cond, train=False, log_time_cond=None, labels=None):
         """The output, see `networks.Network`."""
-        scale = self.param("scale", nn.initializers.zeros, (self.num_classes,))
+        scale = self.param("scale", nn.initializers.zeros, (max(self.num_classes, 1),))
         labels = jnp.full(len(x), -1) if labels is None else labels
         return x * jnp.where(labels < 0, 0.0, scale[labels])[:, None, None, None]
 
