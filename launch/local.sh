@@ -44,6 +44,9 @@ port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
+# by which the processes know each other, see score_st/runtime/rendezvous.py
+export SCORE_ST_TOKEN=${SCORE_ST_TOKEN:-$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')}
+
 # all PORT COMMAND...: runs all processes once and returns the exit code
 all() {
   local coordinator=localhost:$1 i pid first=0 code left pids=()

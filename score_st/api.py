@@ -3,28 +3,39 @@
 x is an image as the network sees it, float32 [B, H, W, C], scaled to [-1, 1] or [0, 1] (data.centered). An integer
 array of the same shape is the images themselves, which are scaled first. Methods that return images return uint8, or
 x with `scaled=True`.
+
+Arrays of another shape or type, levels outside 0 ... num_levels - 1, values that are not finite, floats far outside
+the range of x where images are meant, times outside [ε, 1] and masks outside [0, 1] raise ConfigError. Inside jit only
+shapes and types can be checked: the values are not known there.
+
+Where a network is told classes, `labels` are those of the images: a number for all of them, or [B], -1 for none.
+Without labels it is told none. With labels samples have the guidance of config.sampling.class_guidance.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import absl.logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from score_st import checks
 from score_st import config as configuration
-from score_st.array_types import Array, Float, Key, Shaped, UInt8
+from score_st.array_types import Array, Float, Int, Key, Shaped, UInt8
 from score_st.config import ConfigError
+from score_st.data import preprocessing
 from score_st.diffusion import guidance, likelihood, probability_flow, samplers
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.sde import SDE
 from score_st.evaluation import generation, image_terms
-from score_st.model import CombinedModel, DiffusionModel
+from score_st.model import CombinedModel, DiffusionModel, ScoreOnly, by_image
 from score_st.runtime import places, sharding
 from score_st.training import stored_weights
 
@@ -32,6 +43,7 @@ Sampler = samplers.ODE | samplers.PredictorCorrector
 INPAINT = "reverse_diffusion+langevin"
 
 Images = Shaped[Array, "B H W C"]  # integers, or x
+Labels = Shaped[Array, "..."] | int | float | None  # integers
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "step", "custom"])
@@ -53,6 +65,50 @@ class Model:
     step: int = 0
     custom: DiffusionModel | None = None
 
+    @classmethod
+    def from_score(
+        cls,
+        score: Callable[..., Any],
+        sde: SDE,
+        image_shape: tuple[int, int, int],
+        params: Any = None,
+        *,
+        num_levels: int = 256,
+        centered: bool = True,
+        dequantization: str = "uniform",
+        settings: Mapping[str, Any] | None = None,
+    ) -> "Model":
+        """Returns the model of any score function, with all methods.
+
+        Args:
+          score: (x [B, H, W, C], t [B]) -> ∇ log p_t(x); with `params` (params, x, t). It is traced by JAX, and the
+            score of an image should depend on that image alone: batches of one are asked, too.
+          sde: the diffusion; its ε is the smallest time that the score is asked for.
+          image_shape: (H, W, C).
+          params: a pytree of arrays, so that the model can be differentiated and its weights be changed; by default
+            what the function has inside.
+          num_levels: of integer images.
+          centered: x is in [-1, 1], not [0, 1].
+          dequantization: "uniform", "lossless" or "none", as data.dequantization.
+          settings: `sampling` and `eval` other than the default, by dotted key: {"sampling.method": "pc"}.
+
+        Raises:
+          ConfigError: a setting is unknown or out of its range, or (x, t) does not give an array like x.
+        """
+        given = {"data.num_levels": num_levels, "data.centered": centered, "data.dequantization": dequantization}
+        given |= {"training.truncation_time": sde.eps, "sampling.truncation_time": sde.eps} | dict(settings or {})
+        config = configuration.changed(configuration.default(), {key: str(value) for key, value in given.items()})
+        configuration.check(config)
+        function = _Plain(score) if params is None else score
+        scaler = preprocessing.scaler_from_config(config)
+        height, width, channels = image_shape
+        model = ScoreOnly.of(function, sde, (height, width, channels), scaler)
+        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, *image_shape), (2,)))
+        result = jax.eval_shape(function, params, x, t)
+        if getattr(result, "shape", None) != x.shape:
+            raise ConfigError(f"score: returns {result} for x {list(x.shape)} and t [2]; should be an array like x")
+        return cls({} if params is None else params, FrozenConfigDict(config), custom=model)
+
     @property
     def diffusion_model(self) -> DiffusionModel:
         """SDE, parametrization, network and scaler."""
@@ -68,20 +124,22 @@ class Model:
         """The diffusion."""
         return self.diffusion_model.sde
 
-    def score(self, x: Images, t: Float[Array, "..."] | float) -> Float[Array, "B H W C"]:
-        """Returns ∇ log p_t(x) at t [B] or a number, ε <= t <= 1."""
-        return _score(self, self.scale(x), t)
+    def score(self, x: Images, t: Float[Array, "..."] | float, labels: Labels = None) -> Float[Array, "B H W C"]:
+        """Returns ∇ log p_t(x) at t [B] or a number, ε <= t <= 1 (checked outside jit), without guidance."""
+        x = self._checked(x)
+        checks.check_times(t, len(x), self.sde.eps, self.sde.T)
+        return _score(self, self.scale(x), t, self._classes(labels, len(x)))
 
     def scale(self, images: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Returns x of integer images, at the middle of their levels; x itself is returned as it is."""
-        images = jnp.asarray(images)
+        """Returns x of integer images [..., H, W, C], at the middle of their levels; x is returned as it is."""
+        images = self._checked(images, batch=False)
         if not jnp.issubdtype(images.dtype, jnp.integer):
             return images
         return self.diffusion_model.scaler.forward(images, jnp.full(images.shape, 0.5))
 
     def unscale(self, x: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-        """Returns the images of x."""
-        return self.diffusion_model.scaler.inverse(jnp.asarray(x))
+        """Returns the images of x [..., H, W, C]."""
+        return self.diffusion_model.scaler.inverse(self._checked(x, floats=True, batch=False))
 
     def sample(
         self,
@@ -90,6 +148,7 @@ class Model:
         sampler: str | Sampler | None = None,
         steps: int | None = None,
         scaled: bool = False,
+        labels: Labels = None,
     ) -> Shaped[Array, "n H W C"]:
         """Draws `n` images; with `jax.random.key(seed)` those of `python -m score_st.sample --seed`.
 
@@ -102,13 +161,23 @@ class Model:
             `samplers`; config.sampling by default.
           steps: of a predictor.
           scaled: return x.
+          labels: classes, by default as config.sampling.label says.
 
         Raises:
-          ConfigError: there is no such sampler, or (outside jit) an image is not finite.
+          ConfigError: there is no such sampler, n is less than 1, or (outside jit) an image is not finite.
         """
+        if n < 1:
+            raise ConfigError(f"n={n}: should be 1 or more")
         group, chosen = self.config.sampling.group, self._sampler(sampler, steps)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(-(-n // group) * group))
-        parts = [_draw(self, keys[i : i + group], chosen, scaled) for i in range(0, n, group)]
+        numbers = jnp.arange(-(-n // group) * group)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+        classes = self._classes(labels, n)
+        if classes is None:
+            classes = generation.classes(self.config, self.diffusion_model, numbers)
+        else:
+            classes = jnp.pad(classes, (0, len(numbers) - n), mode="edge")
+        part = lambda i: (keys[i : i + group], None if classes is None else classes[i : i + group])
+        parts = [_draw(self, *part(i), chosen, scaled) for i in range(0, n, group)]
         return _check_finite(*(jnp.concatenate(arrays)[:n] for arrays in zip(*parts, strict=True)))
 
     def inpaint(
@@ -119,28 +188,36 @@ class Model:
         sampler: str | Sampler = INPAINT,
         steps: int | None = None,
         scaled: bool = False,
+        labels: Labels = None,
     ) -> Images:
         """Draws images that agree with `images` where `mask` is 1, see `guidance`.
 
         Args:
           key: image i is a function of it and i.
           images: integers, or x.
-          mask: broadcast to the images, [H, W, 1] for instance.
+          mask: from 0 to 1, broadcast to the images, [H, W, 1] for instance. A picture's 255 is to be divided by 255.
           sampler: as for `sample`, a predictor; a corrector brings both parts into agreement.
           steps: of the predictor.
           scaled: return x.
+          labels: classes.
 
         Raises:
-          ConfigError: the sampler is none that can, or (outside jit) an image is not finite.
+          ConfigError: the sampler is none that can, an array is not as it should be, or (outside jit) an image is not
+            finite.
         """
         chosen = self._sampler(sampler, steps)
         if isinstance(chosen, samplers.ODE):
             raise ConfigError("sampler=ode: can't keep what is known; a predictor can, best with a corrector")
-        x = self.scale(images)
+        x = self.scale(self._data(images))
+        checks.check_mask(mask, x.shape)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(x)))
-        return _check_finite(*_draw(self, keys, chosen, scaled, (x, jnp.asarray(mask, x.dtype))))
+        classes, mask = self._classes(labels, len(x)), jnp.asarray(mask, x.dtype)
+        known = x, mask if classes is None else jnp.broadcast_to(mask, x.shape)
+        return _check_finite(*_draw(self, keys, classes, chosen, scaled, known))
 
-    def log_likelihood(self, x: Images, key: Key[Array, ""] | None = None) -> Float[Array, " B"]:
+    def log_likelihood(
+        self, x: Images, key: Key[Array, ""] | None = None, labels: Labels = None
+    ) -> Float[Array, " B"]:
         """Returns log p in nats an image, by the probability flow and config.eval; NaN if the solver did not arrive.
 
         For integer images it is the lower bound on the log-probability of their levels whose mean is `nll` of
@@ -150,26 +227,30 @@ class Model:
         Args:
           x: integers, or x.
           key: for dequantization and Hutchinson probes; by default that of `python -m score_st.eval`.
+          labels: classes, of which this is the conditional likelihood.
         """
-        x = jnp.asarray(x)
+        x = self._data(x)
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0) if key is None else key
-        return _log_likelihood(self, x, key)
+        return _log_likelihood(self, x, key, self._classes(labels, len(x)))
 
-    def bits_per_dim(self, x: Images, key: Key[Array, ""] | None = None) -> Float[Array, " B"]:
+    def bits_per_dim(self, x: Images, key: Key[Array, ""] | None = None, labels: Labels = None) -> Float[Array, " B"]:
         """Returns -`log_likelihood` in bits a dimension of integer data; for x it counts the width of a level, too."""
-        integer = jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)
+        x = self._data(x)
+        integer = jnp.issubdtype(x.dtype, jnp.integer)
         scaler, dims = self.diffusion_model.scaler, math.prod(self.image_shape)
-        nats = -self.log_likelihood(x, key)
+        nats = -self.log_likelihood(x, key, labels)
         bits = likelihood.bits_per_dim(nats, dims, scaler.num_levels, scaler.centered, lossless=integer)
         return jnp.asarray(bits)
 
-    def encode(self, x: Images) -> Float[Array, "B H W C"]:
+    def encode(self, x: Images, labels: Labels = None) -> Float[Array, "B H W C"]:
         """Returns the latents x_T of the probability flow, from the mean of x_ε given `x` (or integer images)."""
-        return _encode(self, self.scale(x))
+        x = self.scale(self._data(x))
+        return _encode(self, x, self._classes(labels, len(x)))
 
-    def decode(self, z: Float[Array, "B H W C"], scaled: bool = False) -> Images:
+    def decode(self, z: Float[Array, "B H W C"], scaled: bool = False, labels: Labels = None) -> Images:
         """Returns the images of latents."""
-        return _check_finite(*_decode(self, jnp.asarray(z), scaled))
+        z = self._checked(z, "latents", floats=True)
+        return _check_finite(*_decode(self, z, self._classes(labels, len(z)), scaled))
 
     def guided_by(self, guide: "Model", weight: float) -> "Model":
         """Returns the model with the score s_guide + weight (s - s_guide): autoguidance, see `guidance.Autoguidance`.
@@ -195,6 +276,34 @@ class Model:
         """
         return self._with(expert, guidance.Experts(below))
 
+    def _checked(self, images: Any, what: str = "images", floats: bool = False, batch: bool = True) -> Array:
+        """Returns images or, with `floats`, nothing but x as a JAX array; raises as `checks.check_images`."""
+        array = images if isinstance(images, jax.Array | np.ndarray) else np.asarray(images)
+        if floats and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ConfigError(f"{what}: is of type {array.dtype}; should be floats")
+        scaler = self.diffusion_model.scaler
+        checks.check_images(array, self.image_shape, scaler.num_levels, what, batch)
+        return jnp.asarray(array)
+
+    def _data(self, images: Any) -> Array:
+        """Returns images or x that stand for data, not for noisy states; raises as `checks.check_scaled`, too."""
+        array = self._checked(images)
+        checks.check_scaled(array, self.diffusion_model.scaler.centered)
+        return array
+
+    def _classes(self, labels: Labels, batch: int) -> Int[Array, " B"] | None:
+        """Returns labels [B], or None where there are none; raises ConfigError for what is no class."""
+        if labels is None:
+            return None
+        array, count = jnp.asarray(labels), self.diffusion_model.num_classes
+        if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape not in ((), (batch,)) or not count:
+            wanted = f"integers, one or [{batch}]" if count else "None: the network has no classes"
+            raise ConfigError(f"labels: is {array.dtype}{list(array.shape)}; should be {wanted}")
+        if not checks.is_traced(array) and array.size and not -1 <= array.min() <= array.max() < count:
+            limits = f"should be 0 ... {count - 1}, or -1 for none"
+            raise ConfigError(f"labels: has values from {array.min()} to {array.max()}; {limits}")
+        return jnp.broadcast_to(array, (batch,))
+
     def _with(self, other: "Model", combination: guidance.Combination) -> "Model":
         both = CombinedModel.of(self.diffusion_model, other.diffusion_model, combination)
         return dataclasses.replace(self, params=(self.params, other.params), custom=both)
@@ -203,6 +312,16 @@ class Model:
         if sampler is None or isinstance(sampler, str):
             return _sampler_from_config(self.config, sampler, steps)
         return sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A function (x, t) as one of (params, x, t)."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, params: Any, x: Any, t: Any) -> Any:
+        return self.function(x, t)
 
 
 def load(
@@ -260,8 +379,8 @@ def _check_finite(images: Any, finite: Any) -> Any:
 
 
 @jax.jit
-def _score(model: Model, x: Any, t: Any) -> Array:
-    score = model.diffusion_model.score(model.params)
+def _score(model: Model, x: Any, t: Any, labels: Any) -> Array:
+    score = model.diffusion_model.score(model.params, labels=labels)
     return score(x, jnp.broadcast_to(jnp.asarray(t, x.dtype), len(x)))
 
 
@@ -270,35 +389,48 @@ def _images(model: Model, x: Any, scaled: bool) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "scaled"))
-def _draw(model: Model, keys: Any, sampler: Sampler, scaled: bool, known: Any = None) -> tuple[Array, Array]:
-    sde, score = samplers.sampling_sde(model.config, model.sde), model.diffusion_model.score(model.params)
-    project: dict = {} if known is None else {"project": guidance.inpaint(sde, *known)}
-    return _images(model, sampler(score, sde, keys, model.image_shape, **project)[0], scaled)
+def _draw(
+    model: Model, keys: Any, labels: Any, sampler: Sampler, scaled: bool, known: Any = None
+) -> tuple[Array, Array]:
+    sde = samplers.sampling_sde(model.config, model.sde)
+
+    def draw(labels: Any, keys: Any, known: Any) -> Array:
+        score = generation.score_given(model.config, model.diffusion_model, model.params, labels)
+        project: dict = {} if known is None else {"project": guidance.inpaint(sde, *known)}
+        return sampler(score, sde, keys, model.image_shape, **project)[0]
+
+    return _images(model, by_image(draw, labels, keys, known), scaled)
 
 
-def _flow(model: Model) -> tuple[samplers.ODE, Score, SDE]:
+def _flow(model: Model, labels: Any) -> tuple[samplers.ODE, Score, SDE]:
     """Returns the ODE, whatever config.sampling.method is, the score and the SDE."""
     sampler = samplers.ODE(probability_flow.from_config(model.config.sampling), model.config.sampling.noise_removal)
-    score = model.diffusion_model.score(model.params)
+    score = model.diffusion_model.score(model.params, labels=labels)
     return sampler, score, samplers.sampling_sde(model.config, model.sde)
 
 
 @jax.jit
-def _encode(model: Model, x: Any) -> Array:
-    sampler, score, sde = _flow(model)
-    return sampler.encode(score, sde, sde.alpha(sde.eps) * x)[0]
+def _encode(model: Model, x: Any, labels: Any) -> Array:
+    def encode(labels: Any, x: Any) -> Array:
+        sampler, score, sde = _flow(model, labels)
+        return sampler.encode(score, sde, sde.alpha(sde.eps) * x)[0]
+
+    return by_image(encode, labels, x)
 
 
 @functools.partial(jax.jit, static_argnames="scaled")
-def _decode(model: Model, z: Any, scaled: bool) -> tuple[Array, Array]:
-    sampler, score, sde = _flow(model)
-    return _images(model, sampler.decode(score, sde, z)[0], scaled)
+def _decode(model: Model, z: Any, labels: Any, scaled: bool) -> tuple[Array, Array]:
+    def decode(labels: Any, z: Any) -> Array:
+        sampler, score, sde = _flow(model, labels)
+        return sampler.decode(score, sde, z)[0]
+
+    return _images(model, by_image(decode, labels, z), scaled)
 
 
 @jax.jit
-def _log_likelihood(model: Model, x: Any, key: Any) -> jax.Array:
+def _log_likelihood(model: Model, x: Any, key: Any, labels: Any) -> jax.Array:
     integer = jnp.issubdtype(x.dtype, jnp.integer)
-    evaluation = image_terms.from_config(model.config, model.diffusion_model)
+    evaluation = image_terms.from_config(model.config, model.diffusion_model, labels)
     with jax.default_matmul_precision("highest"):  # as the command
         terms = (evaluation.nll if integer else evaluation.density)(model.params, x, jnp.arange(len(x)), key)
     offset = evaluation.offset("nll") if integer else 0.0

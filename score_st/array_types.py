@@ -6,8 +6,8 @@ grid, D features. A leading space (`Float[Array, " B"]`) marks a single axis.
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Key, Shaped, UInt8, UInt32
 
 Array = jax.Array | np.ndarray
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Shaped", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Shaped", "UInt8", "UInt32"]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from score_st import ranges, strict_json
 from score_st.benchmarking import comparison, compilation, formats, official, parts, report
 from score_st.benchmarking import subject as subjects
 from score_st.benchmarking.timing import Number
@@ -44,9 +45,25 @@ def parser() -> cli.Parser:
     listed = "; ".join(f"{name}: {choice.about}" for name, choice in parts.CHOICES.items())
     option("--parts", default=",".join(parts.DEFAULT), metavar="A,B", help=f"{listed} (default all but formats)")
     option("--samplers", default=SAMPLERS, metavar="A,B@STEPS", help=f"NAME, @GRID and @STEPS (default {SAMPLERS})")
-    option("--images", type=int, default=0, metavar="N", help="of an evaluation and of a batch of samples")
-    option("--seconds", type=float, default=10.0, metavar="S", help="for each part, without warm-up (default 10)")
-    option("--step", type=int, help="of the checkpoint in --workdir, whose EMA is used (default the newest)")
+    option(
+        "--images",
+        type=cli.within(ranges.COUNT_OR_0),
+        default=0,
+        metavar="N",
+        help="of an evaluation and of a batch of samples",
+    )
+    option(
+        "--seconds",
+        type=cli.within(ranges.POSITIVE),
+        default=10.0,
+        metavar="S",
+        help="for each part, without warm-up (default 10)",
+    )
+    option(
+        "--step",
+        type=cli.within(ranges.COUNT_OR_0),
+        help="of the checkpoint in --workdir, whose EMA is used (default the newest)",
+    )
     option = parser.add_argument_group("comparisons").add_argument
     option("--against", type=places.source, metavar="FILE", help="an earlier bench.json")
     option(
@@ -72,10 +89,6 @@ def chosen_parts(arguments: argparse.Namespace) -> list[str]:
         raise ConfigError(f"--parts {arguments.parts}: unknown {unknown[0]!r}; choose from {', '.join(parts.CHOICES)}")
     if not names and not arguments.official:
         raise ConfigError("--parts: nothing to measure")
-    if not arguments.seconds > 0 or arguments.seconds == float("inf"):
-        raise ConfigError(f"--seconds {arguments.seconds}: should be a number above 0")
-    if arguments.images < 0:
-        raise ConfigError(f"--images {arguments.images}: should be 1 or more, or 0 for the default")
     if arguments.torch_compile and not arguments.official:
         raise ConfigError("--torch-compile: needs --official, too")
     if arguments.official:
@@ -128,7 +141,7 @@ def claim(folder: Path) -> None:
 
 def write(result: dict[str, Any], folder: Path) -> None:
     """Writes bench.json and bench.html."""
-    write_text(folder / "bench.json", json.dumps(result, indent=1))
+    write_text(folder / "bench.json", strict_json.dumps(result, indent=1))
     write_text(folder / "bench.html", report.page(result))
 
 

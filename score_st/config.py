@@ -1,4 +1,4 @@
-"""The configuration: every key with its default, read from a file, changed on the command line.
+"""The configuration: read from a file, changed on the command line, checked. `settings` has every key.
 
 A configuration file is Python and defines `get_config()`, which takes `default()` and changes a few keys. Sections and
 names are those of the official PyTorch code, so `--config.training.k=2.0` means here what it means there. Keys that
@@ -10,184 +10,27 @@ import collections
 import contextlib
 import difflib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
-Entry = TypeVar("Entry")
+from score_st import strict_json
+from score_st.ranges import TYPES, plain, problem, shown
+from score_st.settings import ALL, SECTIONS, problems
 
-TRAINING = dict(
-    sde="vpsde",  # an entry of diffusion.sde.SDES: vpsde, subvpsde, vesde or reciprocal_vesde
-    batch_size=128,  # images per step, over all devices
-    n_iters=1300001,  # steps in all
-    snapshot_freq=100000,  # steps between checkpoints that are kept, with samples and bits/dim
-    snapshot_freq_for_preemption=10000,  # steps between checkpoints to resume from
-    log_freq=100,  # steps between lines of the log
-    eval_freq=100,  # steps between losses of a test batch
-    snapshot_sampling=False,  # draw a grid of samples at each snapshot
-    continuous=True,  # False: the discrete losses of DDPM (VP) and SMLD (VE)
-    importance_sampling=True,  # draw times from the likelihood's importance distribution
-    likelihood_weighting=True,  # weight the loss by g²/σ²
-    time_sampler="",  # ours: an entry of diffusion.time_sampling.TIME_SAMPLERS; empty: as the official keys say
-    weighting="",  # ours: an entry of diffusion.weighting.WEIGHTINGS; empty: as the official keys say
-    lognormal_mean=-1.2,  # ours: of ln(σ/α) for data in [-1, 1], of lognormal times and edm weighting
-    lognormal_std=1.2,  # ours: of ln(σ/α), of lognormal times and edm weighting
-    sigmoid_bias=2.0,  # ours: b of the sigmoid weighting
-    min_snr_gamma=5.0,  # ours: γ of the min_snr weighting
-    loss="",  # ours: an entry of diffusion.losses.LOSSES; empty: as `continuous` and `mixed` say
-    reduce_mean=False,  # average the loss over dimensions instead of summing
-    reconstruction_loss=False,  # add the reconstruction term at τ
-    mixed=False,  # half of the batch with importance sampling, half with uniform times
-    ddpm_weight=0.01,  # weight of the second half
-    balanced=False,  # scale the second half to the size of the first
-    st=False,  # Soft Truncation
-    k=1.0,  # τ ~ τ^-k on [truncation_time, 1]; inf: τ = truncation_time
-    truncation_prior="power",  # ours: an entry of diffusion.truncation.TRUNCATION_PRIORS
-    truncation_weighting="",  # ours: with truncation_prior=weighting: the entry of WEIGHTINGS whose prior it is
-    tau_groups=0,  # ours: draws of τ per step; 0: one per device, 1: one per batch, batch_size: one per image
-    stratified=False,  # ours: spread times evenly over the images that share a τ, and τ over its draws
-    eval_images=256,  # ours: held-out images of `eval_nelbo` in the log, always with the same noise; 0: none
-    fsdp=1,  # ours: devices over which parameters, optimizer state and average are sharded
-    dtype="float32",  # ours: arithmetic of training, or bfloat16; weights, statistics and loss stay float32
-    reduce_dtype="float32",  # ours: type in which gradients are summed across devices, or bfloat16
-    remat="none",  # ours: what the backward pass recomputes: none, elementwise or blocks
-    n_jitted_steps=1,  # ours: steps per dispatch
-    profile_steps="",  # ours: steps A-B that JAX's profiler traces, such as 100-110; empty: none
-    averages=0,  # ours: times that averages are stored, from which --ema makes any width; 0: no such averages
-    truncation_time=1e-5,  # ε, the smallest time
-    unbounded_parametrization=False,  # the time conditioning of U-DDPM++ and U-NCSN++
-    stabilizing_constant=1e-3,  # of the unbounded time conditioning of VP
-    ddpm_score=True,  # VP: the network predicts the noise, not the score
-    eta=1e-3,  # of reciprocal_vesde
-    official_loss=False,  # ours: weight and sum the loss as the official code does (docs: departures)
-)
-SAMPLING = dict(
-    method="ode",  # ode (adaptive solver of the probability flow) or pc (predictor and corrector)
-    predictor="euler_maruyama",  # an entry of diffusion.samplers.PREDICTORS, or none
-    corrector="none",  # an entry of diffusion.samplers.CORRECTORS, or none
-    n_steps_each=1,  # corrector steps per predictor step
-    noise_removal=True,  # end with the mean of x_0 given x_ε
-    probability_flow=False,  # a predictor without noise
-    lambda_=-1.0,  # ours: noise of the predictor; 1: the reverse SDE, 0: none, negative: the predictor's own
-    churn=0.0,  # ours: S_churn of heun
-    steps=0,  # ours: predictor steps; 0: model.num_scales
-    snr=0.16,  # signal-to-noise ratio of the corrector
-    grid="uniform",  # ours: an entry of diffusion.samplers.GRIDS: uniform, quadratic, logsnr or edm
-    batch_size=1024,  # images per file of samples
-    group=16,  # ours: images computed together on a device; another number may change the last bits
-    truncation_time=1e-5,  # ε of sampling
-    rtol=1e-5,  # ours: relative tolerance of the solver
-    atol=1e-5,  # ours: absolute tolerance of the solver
-)
-EVAL = dict(
-    batch_size=200,  # images per batch, over all devices
-    group=0,  # ours: images computed together, with the same bits on any number of devices; 0: a device's share
-    enable_bpd=False,  # bits/dim at each snapshot
-    num_samples=50000,  # not used here; an official key
-    residual=True,  # False: only the figures without reconstruction, as in earlier papers
-    from_x0=True,  # ours: also the flow from x_0, as in earlier papers; takes twice the time
-    lambda_=0.0,  # which reverse SDE: 0: the probability flow, and λ = 1 for the NELBO
-    nll_iter=1,  # passes over the test set for the NLL, each with new noise; 0: no NLL
-    nelbo_iter=1,  # passes over the test set for the NELBO, one time per image; 0: no NELBO
-    rtol=1e-5,  # ours: relative tolerance of the solver
-    atol=1e-5,  # ours: absolute tolerance of the solver
-    hutchinson_type="Rademacher",  # ours: or Gaussian
-    n_probes=1,  # ours: Hutchinson probes per image
-    trace="hutchinson",  # ours: of the flow's Jacobian: hutchinson, an estimate, or exact, up to 4,096 dimensions
-    solver="Dopri5",  # ours: Dopri5, Tsit5, Dopri8 or Bosh3
-    max_steps=4096,  # ours: solver steps per image at most
-    dequantization="",  # ours: none, uniform, lossless or truncated_normal; empty: data.dequantization
-    importance_samples=1,  # ours: samples K of the bound with truncated_normal
-    gradient_images=32,  # ours: images for the variance of the gradient over t; 0: none
-)
-DATA = dict(
-    dataset="CIFAR10",  # an entry of data.datasets.DATASETS
-    dir="",  # ours: folder with the files of the dataset
-    download=False,  # ours: download missing files into data.dir
-    prepared="",  # ours: folder of decoded copies, made by `python -m score_st.data`
-    local_cache="",  # ours: folder for files of data.dir and data.prepared from buckets; empty: ~/.cache/score_st
-    memory_gb=4.0,  # ours: decoded images of a split are kept in memory up to this size
-    num_threads=2,  # ours: threads that read ahead; the batches do not depend on it
-    image_size=32,  # height and width
-    num_channels=3,  # 1 or 3
-    num_levels=256,  # ours: pixel values are 0 ... num_levels - 1
-    random_flip=True,  # flip images left to right at random
-    centered=False,  # scale to [-1, 1] instead of [0, 1]
-    dequantization="none",  # none, uniform or lossless
-    category="",  # of LSUN
-    tfrecords_path="",  # of CelebA-HQ and FFHQ, inside data.dir
-)
-MODEL = dict(
-    name="ncsnpp",  # an entry of networks.NETWORKS
-    parametrization="",  # ours: an entry of diffusion.parametrization.PARAMETRIZATIONS; empty: the SDE's own
-    time_conditioning="",  # ours: bounded (999 t), unbounded or log_noise_level; empty: the parametrization's own
-    data_std=0.5,  # ours: standard deviation of the scaled data: d of parametrization edm, idode times, edm weighting
-    data_mean=0.0,  # ours: mean of the scaled data, for parametrization=edm
-    ema_rate=0.9999,  # of the moving average of the weights
-    sigma_min=0.01,  # of VE and RVE
-    sigma_max=50.0,  # of VE and RVE
-    num_scales=1000,  # noise levels of discrete losses; steps of a sampler
-    beta_min=0.1,  # of VP and sub-VP
-    beta_max=20.0,  # of VP and sub-VP
-    nf=128,  # channels at full resolution
-    ch_mult=(1, 2, 2, 2),  # channels at each resolution, in units of nf
-    num_res_blocks=4,  # residual blocks per resolution
-    attn_resolutions=(16,),  # image sizes with attention
-    attention=True,  # False: attention only in the middle
-    dropout=0.1,  # dropout rate
-    embedding_type="fourier",  # of the time: fourier or positional
-    embedding_dim=128,  # of the time embedding, with lsgm; otherwise nf
-    lsgm=False,  # use embedding_dim
-    fourier_scale=16.0,  # standard deviation of the frequencies
-    fourier_feature=False,  # append sines and cosines of the image to the input
-    conditional=True,  # condition the network on time
-    scale_by_sigma=False,  # divide the output by σ
-    nonlinearity="swish",  # swish, elu, relu or lrelu
-    resblock_type="biggan",  # biggan or ddpm
-    resamp_with_conv=True,  # resample with a convolution, where resblock_type=ddpm
-    fir=False,  # resample with a FIR filter
-    fir_kernel=(1, 3, 3, 1),  # of the filter
-    skip_rescale=True,  # divide sums by √2
-    progressive="none",  # output pyramid: none, output_skip or residual
-    progressive_input="none",  # input pyramid: none, input_skip or residual
-    progressive_combine="sum",  # how the input pyramid is merged: sum or cat
-    auxiliary_resblock=True,  # residual blocks that resample
-    init_scale=0.0,  # of the last convolutions; 0: 1e-10
-)
-OPTIM = dict(
-    optimizer="Adam",  # Adam or AdamW
-    lr=2e-4,  # learning rate after warm-up
-    beta1=0.9,  # of Adam
-    eps=1e-8,  # of Adam
-    weight_decay=0.0,  # of Adam (L2) or AdamW (decoupled)
-    warmup=5000,  # steps of linear warm-up
-    schedule="constant",  # ours: the rate after warm-up, constant or cosine (down to 0 at training.n_iters)
-    grad_clip=1.0,  # clips the global norm of the gradient; negative: no clipping
-    num_micro_batch=1,  # parts of a device's share, computed one after the other
-)
-STORAGE = dict(
-    patience=900.0,  # ours: seconds to wait for a bucket that does not answer, before exit code 75
-    rescue="",  # ours: folder for a checkpoint that can't reach its bucket; empty: a new temporary one
-)
-SECTIONS = {
-    "training": TRAINING,
-    "sampling": SAMPLING,
-    "eval": EVAL,
-    "data": DATA,
-    "model": MODEL,
-    "optim": OPTIM,
-    "storage": STORAGE,
-}
+Entry = TypeVar("Entry")
 
 # keys that may change from one run to the next in the same workdir
 FREE = (
     *("eval.", "sampling.", "training.n_iters", "training.snapshot", "training.log_freq", "training.eval_"),
     *("data.memory_gb", "data.num_threads", "data.download", "data.prepared", "data.local_cache", "storage."),
-    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps"),
+    *("data.dir", "data.skip_unreadable"),  # data.identity compares the images themselves
+    *("training.fsdp", "training.remat", "training.n_jitted_steps", "training.profile_steps", "training.grace"),
+    "training.loggers",
 )
 # keys without which the weights of a checkpoint can't be understood
 MEANING = (
@@ -196,8 +39,15 @@ MEANING = (
 )
 
 
+START = "a configuration is made by score_st.config.default(), which has all keys"
+
+
 class ConfigError(ValueError):
     """A request that can't be met. The message is one line that says what would be possible."""
+
+    def __init__(self, message: str = "") -> None:
+        """Takes the message; what a file has put into it may have broken it into lines."""
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class Table(collections.UserDict[str, Entry]):
@@ -241,17 +91,16 @@ class Table(collections.UserDict[str, Entry]):
 
 def default() -> ConfigDict:
     """All keys, with the values shared by the official CIFAR-10 configurations."""
-    return ConfigDict({"seed": 42} | {name: dict(section) for name, section in SECTIONS.items()})
+    sections = {name: {key: row[0] for key, row in rows.items()} for name, rows in SECTIONS.items()}
+    return ConfigDict({"seed": ALL["seed"].default} | sections)
 
 
 def flatten(config: ConfigDict | dict) -> dict[str, Any]:
     """The values by dotted key: {'training.k': 1.0, ...}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for section, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat.update({f"{section}.{key}": v for key, v in value.items()})
-        else:
-            flat[section] = value
+        is_section = isinstance(value, ConfigDict | dict)
+        flat |= {f"{section}.{key}": v for key, v in value.items()} if is_section else {section: value}
     return flat
 
 
@@ -260,6 +109,23 @@ def packaged() -> dict[str, Path]:
     installed = Path(__file__).with_name("configs")  # a checkout has them at its top
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
+
+
+def described(section: str = "") -> str:
+    """The keys of a section, or all, a line each: default, range and meaning.
+
+    Raises:
+      ConfigError: there is no such section.
+    """
+    if section and section not in SECTIONS:
+        raise ConfigError(f"--help-config {section}: no such section; choose from {', '.join(SECTIONS)}")
+    lines = []
+    for key, (value, range, meaning) in ALL.items():
+        if key.startswith(f"{section}." if section else ""):
+            names = ", ".join(filter(None, Table.all[key])) if key in Table.all else ""
+            allowed = f"one of {names}" if names and "entry" in range.text else range.text
+            lines.append(f"{key}={shown(value) if value != '' else ''}\n    {meaning}\n    {allowed}")
+    return "\n".join(lines)
 
 
 def find(name: str | Path) -> Path:
@@ -274,11 +140,11 @@ def find(name: str | Path) -> Path:
     known, wanted = packaged(), path.as_posix().removeprefix("configs/").removesuffix(".py")
     if wanted in known:
         return known[wanted]
-    close = [key for key in known if key.endswith(f"/{wanted}")]
-    close = close or difflib.get_close_matches(wanted, known, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(close[:3])}?" if close else "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    close = [key for key in known if key.endswith(f"/{wanted}")] or difflib.get_close_matches(
+        wanted, known, cutoff=0.5
     )
+    example = "the package has vp/DIGITS/ddpmpp_nll_st, for example"
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else example
     raise ConfigError(f"--config {name}: no such file, and no configuration of that name in the package; {hint}")
 
 
@@ -289,14 +155,54 @@ def read(path: str | Path) -> ConfigDict:
       ConfigError: there is no such file, it is no configuration, or it has an unknown key.
     """
     path = find(path)
-    module = _run(path, "--config")
+    module = run_file(path, "--config")
     with _one_line(f"--config {path}"):
         config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config() should return an ml_collections.ConfigDict")
-    for key in flatten(config).keys() - flatten(default()).keys():
+    flat = flatten(config)
+    for key in flat.keys() - ALL.keys() - SECTIONS.keys():
         raise ConfigError(f"--config {path}: unknown key {key}{_suggest(key)}")
+    if missing := [key for key in ALL if key not in flat]:
+        raise ConfigError(f"--config {path}: {missing[0]} is missing; {START}")
+    _make_plain(config)
     return config
+
+
+def _make_plain(config: ConfigDict) -> None:
+    """Replaces NumPy's numbers and lists by Python's numbers and tuples."""
+    with config.unlocked(), config.ignore_type():
+        for section in [config, *(value for value in config.values() if isinstance(value, ConfigDict))]:
+            for key, value in section.items():
+                if isinstance(value, list | tuple | np.ndarray):
+                    section[key] = tuple(map(plain, value))
+                elif plain(value) is not value:
+                    section[key] = plain(value)
+
+
+def check(config: ConfigDict, entries: bool = True) -> None:
+    """Checks every key against `settings`; builds nothing, and touches no file and no device.
+
+    Args:
+      config: all keys.
+      entries: whether the names of entries are checked; those of tables whose module is not imported never are.
+
+    Raises:
+      ConfigError: a key is missing or unknown, or its value has another type, is out of its range, is no entry of its
+        table, or does not go with that of another key.
+    """
+    flat = flatten(config)
+    for key, setting in ALL.items():
+        if key not in flat:
+            raise ConfigError(f"config.{key}: is missing; {START}")
+        if wrong := problem(setting.range, flat[key]):
+            raise ConfigError(f"config.{key}={shown(flat[key])}: {wrong}")
+    for key in flat.keys() - ALL.keys():
+        raise ConfigError(f"config.{key}: unknown key{_suggest(key)}")
+    for key in unknown_entries(config) if entries else ():
+        Table.all[key].choose(flat[key], key)
+    for key, wrong in problems({key: plain(value) for key, value in flat.items()}):
+        raise ConfigError(f"config.{key}={shown(flat[key])}: {wrong}")
 
 
 @contextlib.contextmanager
@@ -304,12 +210,20 @@ def _one_line(where: str) -> Iterator[None]:
     """Turns what a user's file raises, which may be anything, into a ConfigError."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _run(path: Path, option: str) -> Any:
-    """Runs a configuration file, which may add entries to tables, and returns it as a module."""
+def run_file(path: Path, option: str) -> Any:
+    """Runs a user's Python file, such as a configuration, which may add entries to tables, and returns it as a module.
+
+    Args:
+      path: the file.
+      option: that named it, for errors.
+
+    Raises:
+      ConfigError: it is no Python file, or raises an error.
+    """
     name = f"score_st_config_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -323,7 +237,7 @@ def _run(path: Path, option: str) -> Any:
 def unknown_entries(config: ConfigDict | dict) -> list[str]:
     """The keys of `config` whose value is no entry of their table."""
     flat = flatten(config)
-    known = lambda name, table: name in table or str(name).lower() in table
+    known = lambda name, table: name in table or (table.key == "training.sde" and name.lower() in table)
     return sorted(key for key, table in Table.all.items() if flat.get(key) and not known(flat[key], table))
 
 
@@ -338,7 +252,7 @@ def add_entries(config: ConfigDict | dict, workdir: str | Path) -> None:
     """
     path = Path(workdir) / "config.py"
     if path.is_file() and unknown_entries(config):
-        _run(path, "--workdir")
+        run_file(path, "--workdir")
 
 
 def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
@@ -356,11 +270,11 @@ def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """
     flat = flatten(config)
     for key, text in overrides.items():
-        if key not in flat:
+        if key not in ALL:
             raise ConfigError(f"--config.{key}: unknown key{_suggest(key)}")
         *section, name = key.split(".")
         target = config[section[0]] if section else config
-        with target.unlocked():
+        with target.unlocked(), target.ignore_type():
             target[name] = _parse(key, text, flat[key])
     return config.lock()
 
@@ -378,15 +292,17 @@ def from_workdir(workdir: str | Path, settings: Mapping[str, Any] | None = None)
       settings: other values for some keys, by dotted key.
 
     Raises:
-      ConfigError: no such file, a damaged one, an unknown key, a value of the wrong type, or an entry of a table that
-        neither the package nor the workdir's own configuration file has.
+      ConfigError: no such file, a damaged one, an unknown key or entry of a table, or a value of the wrong type.
     """
     path = Path(workdir) / "config.json"
     try:
-        stored = flatten(ConfigDict(json.loads(path.read_text())))
+        content = strict_json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} instead of an object")
+        stored = flatten(content)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); training and conversion write it") from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error})") from error
     config = changed(default(), {key: str(value) for key, value in (stored | dict(settings or {})).items()})
     add_entries(config, workdir)
@@ -394,40 +310,39 @@ def from_workdir(workdir: str | Path, settings: Mapping[str, Any] | None = None)
         where = f"{Path(workdir) / 'config.py'}, which should add it,"
         state = "does not" if (Path(workdir) / "config.py").is_file() else "is not there"
         raise ConfigError(f"{path}: {key}={flatten(config)[key]!r} is unknown, and {where} {state}")
+    check(config)
     return config
 
 
 def _suggest(key: str) -> str:
-    known = list(flatten(default()))
+    known = list(ALL)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not close:  # the right name in the wrong section
         close = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     return f"; did you mean {close[0]}?" if close else ""
 
 
-TYPES = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple such as (1, 2, 2)"}
-
-
 def _parse(key: str, text: str, old: Any) -> Any:
-    """`text` as a value of the type of `old`."""
-    if isinstance(old, str):
+    """`text` as a value of the type that the key has."""
+    kind = ALL[key].range.kind
+    if kind is str:
         return text
     try:
-        if isinstance(old, bool):
+        if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(old, tuple):
+        if kind is tuple:
             value = ast.literal_eval(text)
             value = tuple(value) if isinstance(value, tuple | list) else (value,)
             return tuple(number + 0 for number in value)  # raises TypeError for what is no number
-        if isinstance(old, int) and "e" not in text.lower():
+        if kind is int and "e" not in text.lower():
             return int(text)
         number = float(text)
-        if isinstance(old, int) and number != int(number):
+        if kind is int and number != int(number):
             raise ValueError("not whole")
-        return int(number) if isinstance(old, int) else number
-    except (KeyError, ValueError, SyntaxError, OverflowError, TypeError) as error:
-        what = TYPES[type(old)]
-        raise ConfigError(f"--config.{key}={text}: should be {what}, like the default {old!r}") from error
+        return int(number) if kind is int else number
+    except (KeyError, ValueError, SyntaxError, OverflowError, TypeError, RecursionError, MemoryError) as error:
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise ConfigError(f"--config.{key}={shown}: should be {TYPES[kind]}, like the default {old!r}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> str:
@@ -438,7 +353,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
 
 def to_json(config: ConfigDict) -> str:
     """The configuration as `config.json` has it."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+    return strict_json.dumps(config.to_dict(), indent=1, sort_keys=True, default=plain)
+
+
+def as_file(config: ConfigDict) -> str:
+    """The text of a configuration file that has these settings."""
+    usual = flatten(default())
+    lines = [f"    config.{key} = {value!r}" for key, value in flatten(config).items() if value != usual[key]]
+    top = '"""Of a network that was converted: written by `python -m score_st.convert`."""'
+    top = f"{top}\n\nfrom score_st.config import default\n\n\ndef get_config():\n    config = default()"
+    return "\n".join([top, *lines, "    return config", ""])
 
 
 def choose(table: Mapping[str, Entry], name: str, key: str) -> Entry:

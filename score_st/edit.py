@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from score_st import weights
+from score_st import ranges, weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
 from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
 from score_st.runtime import cli, mirror, places, sharding
+from score_st.runtime.workdir import check_writable
 
 EXAMPLES = """\
   python -m score_st.edit --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits --task inpaint
@@ -30,7 +31,7 @@ def parser() -> cli.Parser:
     option = parser.add_argument_group("pictures").add_argument
     tasks = ", ".join(f"{name} ({meaning})" for name, meaning in TASKS.items())
     option("--task", required=True, choices=[*TASKS, *ALIASES], help=f"{tasks}; colorize is colourise")
-    option("--num", type=int, default=8, help="how many test images (default 8)")
+    option("--num", type=cli.within(ranges.COUNT), default=8, help="how many test images (default 8)")
     option(
         "--out", type=places.file, help="the picture (default WORKDIR/edit/TASK.png; other weights: a folder there)"
     )
@@ -45,6 +46,10 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     task, mesh = ALIASES.get(arguments.task, arguments.task), mesh or sharding.mesh()
     sampler = "ode" if task == "interpolate" else arguments.sampler or "reverse_diffusion+langevin"
     config = generation.with_sampler(arguments.config, sampler, arguments.steps)
+    if arguments.num < 1:
+        raise ConfigError(f"--num {arguments.num}: should be 1 or more")
+    if arguments.out:
+        image_grid.check_path("--out", arguments.out, config.data.num_channels)
     if task != "interpolate" and config.sampling.method == "ode":
         raise ConfigError(
             f"--sampler ode: can't keep what is known; --task {task} needs a predictor, with a corrector"
@@ -53,6 +58,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--task colourise: {config.data.dataset} has {config.data.num_channels} channels, not 3")
     model = DiffusionModel.from_config(config)
     images = pipeline.load(config, "test")[: arguments.num]
+    check_writable((arguments.out or arguments.workdir / "edit").parent, "--out names another file")
     chosen = weights.from_arguments(arguments, config, model, mesh)
     model, params = chosen.model, chosen.params
     x = model.scaler.forward(jnp.asarray(images), jnp.full(images.shape, 0.5))

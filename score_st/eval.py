@@ -7,13 +7,14 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from score_st import weights
+from score_st import ranges, weights
 from score_st.config import ConfigError
-from score_st.data import pipeline
+from score_st.data import identity, pipeline
 from score_st.evaluation import bits_per_dim, image_terms, sample_quality, tables
 from score_st.model import DiffusionModel
 from score_st.reporting import page
-from score_st.runtime import cli, profiling, sharding
+from score_st.runtime import cli, places, profiling, sharding
+from score_st.runtime.workdir import check_writable
 
 EXAMPLES = """\
   python -m score_st.eval --config configs/vp/DIGITS/ddpmpp_nll_st.py --workdir runs/digits
@@ -30,7 +31,8 @@ def parser() -> cli.Parser:
     """Returns the command's parser."""
     parser = cli.parser("eval", "Bits/dim of a checkpoint's weights, by default their EMA.", EXAMPLES)
     option = parser.add_argument_group("bits/dim").add_argument
-    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option("--step", type=cli.within(ranges.COUNT_OR_0), help="the checkpoint's step; the newest by default")
+    option("--out", type=places.folder, metavar="DIR", help="folder of the results (default WORKDIR/eval)")
     weights.add_options(parser)
     profiling.add_option(parser)
     sample_quality.add_options(parser, "sample quality (an alias of python -m score_st.quality)")
@@ -50,17 +52,20 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> dict:
             print("note: eval --metrics is now `python -m score_st.quality --metrics`", file=sys.stderr)
         result = sample_quality.from_arguments(arguments, mesh, tables.show_quality)
     else:
-        image_terms.check_batch_size(config, mesh)
         model = DiffusionModel.from_config(config)
+        image_terms.check_batch_size(config, model, mesh)
         image_terms.from_config(config, model)
         images = pipeline.load(config, "test")
+        check_writable(arguments.out or workdir / "eval", "--out names another folder")
+        identity.warn(workdir, {"test": images})
         chosen, show = weights.from_arguments(arguments, config, model, mesh), tables.show_bits_per_dim
-        folder, about = chosen.folder(workdir / "eval"), chosen.about
+        folder, about = chosen.folder(arguments.out or workdir / "eval"), chosen.about
         evaluate = functools.partial(bits_per_dim.evaluate, folder=folder, about=about, trace=trace)
         result = evaluate(config, chosen.model, chosen.params, about["step"], images, workdir, mesh, show)
     if trace:
         trace.finish()
-    page.refresh_existing(workdir)
+    if not arguments.out:
+        page.refresh_existing(workdir)
     return result
 
 

@@ -7,7 +7,6 @@ is needed. Memory, FLOPs and communication are the compiler's figures. Times are
 import argparse
 import collections
 import itertools
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 
+from score_st import strict_json
 from score_st.config import ConfigError, load
 from score_st.planning import planner, tpu
 from score_st.runtime import cli, places, storage
@@ -121,7 +121,7 @@ def run(
             show(result, one_topology.topology)
             results.append(result)
             if arguments.out:
-                write_text(arguments.out, json.dumps(results, indent=1))
+                write_text(arguments.out, strict_json.dumps(results, indent=1))
         table += row(path, one_topology.topology, result)
         if arguments.table:
             write_text(arguments.table, table)
@@ -132,8 +132,7 @@ def parser() -> cli.Parser:
     about = "Compiles a program for TPUs, without a TPU: memory, FLOPs, communication, a rough time."
     parser = cli.documented("plan", about, EXAMPLES)
     option = parser.add_argument_group("plan").add_argument
-    option("--config", nargs="+", required=True, metavar="FILE", help="configurations, see configs/")
-    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.fsdp=16")
+    cli.add_config_options(option, nargs="+", help="configurations, see configs/")
     option("--topology", nargs="+", required=True, metavar="NAME", help="v5e:4x4, v4:2x2x2, ...")
     option("--what", choices=list(planner.JOBS), default="train", help="the program (default train)")
     option("--search", action="store_true", help="change settings until the program fits")

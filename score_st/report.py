@@ -1,9 +1,11 @@
 """`python -m score_st.report`: report.html of a run, or of several side by side: one file that needs nothing else."""
 
 import argparse
-import json
 from pathlib import Path
 
+import numpy as np
+
+from score_st import strict_json
 from score_st.config import ConfigError
 from score_st.reporting import figures, page
 from score_st.runtime import cli, mirror, places
@@ -49,8 +51,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _loss_by_time(workdir: Path) -> dict:
     try:
-        return json.loads((workdir / "eval/loss_by_time.json").read_text())
-    except (OSError, ValueError) as error:
+        curve = strict_json.loads((workdir / "eval/loss_by_time.json").read_bytes())
+        columns = [np.asarray(curve[key], float) for key in ("t", "loss", "std")]
+        if any(column.shape != (len(columns[0]),) for column in columns):
+            raise ValueError("columns of several lengths")
+        return curve
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         message = f"--workdir {workdir}: no eval/loss_by_time.json; `python -m score_st.eval` writes it"
         raise ConfigError(message) from error
 

@@ -3,16 +3,15 @@
 import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st import weights
+from score_st import ranges, strict_json, weights
 from score_st.config import ConfigError
 from score_st.diffusion import stages
-from score_st.evaluation import generation, provenance, runner, sample_quality, sampler_sweep, tables
+from score_st.evaluation import provenance, runner, sample_quality, sampler_sweep, tables
 from score_st.evaluation.extractors import EXTRACTORS, Features
 from score_st.model import DiffusionModel
 from score_st.reporting import page
@@ -42,16 +41,28 @@ def parser() -> cli.Parser:
     """Returns the command's parser."""
     parser = cli.parser("sweep", "Fréchet distance of each sampler by evaluations: table, plot and images.", EXAMPLES)
     option = parser.add_argument_group("images").add_argument
-    option("--num", type=int, default=1000, help="images for each point (default 1000)")
-    option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option(
+        "--num",
+        type=cli.within(ranges.whole(sample_quality.LEAST, most=10**7)),
+        default=1000,
+        help="images for each point (default 1000)",
+    )
+    option(
+        "--seed", type=cli.within(ranges.SEED), default=0, help="image i is a function of the seed and i (default 0)"
+    )
+    option("--step", type=cli.within(ranges.COUNT_OR_0), help="the checkpoint's step; the newest by default")
     weights.add_options(parser)
     option = parser.add_argument_group("samplers").add_argument
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
     option("--nfe", default="10,20,50,100,1000", help="network evaluations (default 10,20,50,100,1000)")
     option = parser.add_argument_group("distance").add_argument
     option("--features", choices=EXTRACTORS, default="inception", help="default inception")
-    option("--reference", type=int, metavar="N", help="training images to compare with, a fixed draw (default all)")
+    option(
+        "--reference",
+        type=cli.within(ranges.COUNT),
+        metavar="N",
+        help="training images to compare with, a fixed draw (default all)",
+    )
     option("--weights", type=places.source, metavar="FILE", help="of the features; see score_st.quality")
     return parser
 
@@ -80,7 +91,7 @@ def over_weights(
     points = sampler_sweep.by_weights(chosen, sweep, config, results, figure)
     if results.writes:
         result = {"figure": figure, "points": points, **settings, **provenance.software()}
-        write_text(folder / "widths.json", json.dumps(result, indent=1))
+        write_text(folder / "widths.json", strict_json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples, {name}"
         tables.show_widths(points, title)
         tables.draw_widths(points, figure, title, folder / "widths.png")
@@ -94,9 +105,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         counts = [int(n) for n in arguments.nfe.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1 or arguments.num < sample_quality.LEAST:
-        raise ConfigError(f"--nfe {arguments.nfe} --num {arguments.num}: should be whole numbers, num at least 10")
-    generation.check(config)
+    if not counts or min(counts) < 1:
+        raise ConfigError(f"--nfe {arguments.nfe}: should be whole numbers above 0, as in 10,20")
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
     names = arguments.ema.split(",")
@@ -130,7 +140,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     numbers = {name: [{k: float(point[k]) for k in ("nfe", "distance")} for point in points[name]] for name in points}
     if results.writes:
         result = {"figure": figure, "samplers": numbers, **settings, **provenance.software()}
-        write_text(folder / "samplers.json", json.dumps(result, indent=1))
+        write_text(folder / "samplers.json", strict_json.dumps(result, indent=1))
         title = f"{figure} of {arguments.num} {config.data.dataset} samples"
         tables.show_sweep(points, title)
         tables.draw_sweep(points, figure, title, config.data.num_levels, folder)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from score_st import config as configuration
+from score_st import ranges
 from score_st.config import ConfigError
 from score_st.diffusion import guidance
 from score_st.evaluation import provenance
 from score_st.model import CombinedModel, DiffusionModel
-from score_st.runtime import places
+from score_st.runtime import cli, places
 from score_st.training import checkpoints, stored_weights
 
 # a second model, by its option: the option with its number, and what the number and the two models make
@@ -55,20 +55,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--guide", metavar="DIR[@STEP]", help="autoguidance by the checkpoint of a worse model (default its newest)"
     )
-    option("--guidance", type=float, metavar="W", help="its strength: 1 is none, 2 doubles what the guide lacks")
+    option(
+        "--guidance",
+        type=cli.within(ranges.FINITE),
+        metavar="W",
+        help="its strength: 1 is none, 2 doubles what the guide lacks",
+    )
     option("--expert", metavar="DIR[@STEP]", help="the checkpoint of another model, for small noise")
-    option("--below", type=float, metavar="C", help="σ/α at which the expert takes over")
+    option("--below", type=cli.within(ranges.POSITIVE), metavar="C", help="σ/α at which the expert takes over")
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for an option of a second model without its partner, or a number that is none."""
+    """Raises ConfigError for an option of a second model without its partner."""
     for name, (number, _) in SECOND.items():
         workdir, value = getattr(arguments, name), getattr(arguments, number)
         if (workdir is None) != (value is None):
             given, missing = (name, number) if value is None else (number, name)
             raise ConfigError(f"--{given} {workdir or value}: needs --{missing}, too")
-        if value is not None and not math.isfinite(value):
-            raise ConfigError(f"--{number} {value}: should be a finite number")
 
 
 def from_arguments(arguments: argparse.Namespace, config: ConfigDict, model: DiffusionModel, mesh: Mesh) -> Weights:

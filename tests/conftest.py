@@ -1,4 +1,8 @@
-"""Eight CPU devices, and a compilation cache shared by the workers and the processes that tests start."""
+"""Eight CPU devices, and a compilation cache shared by the workers and the processes that tests start.
+
+Each file of tests runs in one worker, which makes its fixtures and traces its programs once. The longest files come
+first, so that none is left to one worker at the end.
+"""
 
 import os
 import shutil
@@ -15,7 +19,29 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_forc
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a worker has it from pytest
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_st_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# more than half a minute each
+LONG = "diffusion/test_samplers evaluation/test_bits_per_dim runtime/test_distributed test_buckets training/test_step"
+LONG += " pytorch/test_checkpoint evaluation/test_generation training/test_loop diffusion/test_likelihood"
+LONG += " training/test_stored_weights evaluation/test_sample_quality diffusion/test_stages diffusion/test_losses"
+FIRST = [f"{name}.py" for name in LONG.split()]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By file, in the order of collection, where pytest -n is given no other --dist."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,76 @@ def test_closed_forms():
     assert abs(np.corrcoef(completed[:, 1].ravel(), x[:, 1].ravel())[0, 1]) < 0.2
 
 
+class ClassNet(nn.Module):
+    """The exact score of data whose mean is 0.2 times the class, and 0.1 without a class; told t itself."""
+
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, x, time_cond, train=False, log_time_cond=None, labels=None):
+        labels = jnp.full(len(x), -1) if labels is None else labels
+        sde, means = score_st.VP(), jnp.where(labels < 0, 0.1, 0.2 * labels)
+        alpha, sigma, mean = (c[:, None, None, None] for c in (sde.alpha(time_cond), sde.sigma(time_cond), means))
+        return -(x - alpha * mean) / (alpha**2 * 0.25**2 + sigma**2)
+
+
+def test_closed_forms_by_class():
+    """The likelihood of each image given its class, latents, samples, and guidance, which moves the mean."""
+    settings = {"data.image_size": 2, "data.num_levels": 256, "eval.trace": "exact", "sampling.steps": 40}
+    settings |= {"sampling.predictor": "heun", "sampling.group": 64}
+    settings |= {f"{section}.{key}": 1e-5 for section in ("eval", "sampling") for key in ("rtol", "atol")}
+    changed = config.load(DIGITS, {key: str(value) for key, value in (SETTINGS | settings).items()})
+    plain = parametrization.Parametrization(lambda t: t, jnp.ones_like)
+    exact = dataclasses.replace(DiffusionModel.from_config(changed), network=ClassNet(), parametrization=plain)
+    model = score_st.Model({}, FrozenConfigDict(changed), custom=exact)
+    labels = jnp.array([0, 1, 2, -1])
+    means = jnp.array([0.0, 0.2, 0.4, 0.1])
+    x = means[:, None, None, None] + 0.25 * jax.random.normal(jax.random.key(0), (4, *SHAPE))
+    nll = jax.vmap(lambda mean, x: Gaussian(mean, 0.25).nll(x[None])[0])(means, x)
+    np.testing.assert_allclose(-model.log_likelihood(x, labels=labels), nll, atol=0.01)
+    np.testing.assert_allclose(model.log_likelihood(x), model.log_likelihood(x, labels=-1), atol=1e-3)
+    a, s = model.sde.alpha(1.0), model.sde.sigma(1.0)
+    mean = means[:, None, None, None]
+    latents = (x - mean) / 0.25 * jnp.hypot(a * 0.25, s) + a * mean
+    np.testing.assert_allclose(model.encode(x, labels), latents, atol=5e-3)
+    np.testing.assert_allclose(model.decode(latents, scaled=True, labels=labels), x, atol=5e-3)
+    drawn = model.sample(jax.random.key(0), 192, scaled=True)  # image i is of class i modulo 3
+    np.testing.assert_allclose([drawn[i::3].mean() for i in range(3)], means[:3], atol=0.06)
+    guided = dataclasses.replace(
+        model, config=FrozenConfigDict(config.changed(changed, {"sampling.class_guidance": "2"}))
+    )
+    drawn = guided.sample(jax.random.key(0), 64, scaled=True, labels=2)
+    assert drawn.mean() == pytest.approx(0.7, abs=0.06)  # 0.1 + 2 (0.4 - 0.1), the widths being the same
+    for wrong in (3, -2, 0.5, jnp.arange(2)):
+        with pytest.raises(score_st.ConfigError, match="labels: "):
+            model.log_likelihood(x, labels=wrong)
+    with pytest.raises(score_st.ConfigError, match="the network has no classes"):
+        score_st.Model.from_score(GAUSSIAN.score(score_st.VP()), score_st.VP(), SHAPE).encode(x, labels=0)
+
+
+def test_any_score(capsys):
+    """The blocks of docs/any_score.md: closed forms of a Gaussian in each pixel, and a network of Equinox."""
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs/any_score.md").read_text(), re.DOTALL)
+    exec(first, names := {})
+    printed = capsys.readouterr().out
+    assert re.search("mean 0.(09|10|11), standard deviation 0.2[456]", printed), printed
+    assert re.search("off by 0.0[0-4]. nats", printed), printed
+    assert re.search(r"^7\.0[3-9] bits/dim", printed, re.MULTILINE), printed
+    model, x, n = names["model"], names["x"][:64], names["sde"]
+    z = (x - 0.1) / 0.25 * jnp.hypot(n.alpha(1.0) * 0.25, n.sigma(1.0)) + n.alpha(1.0) * 0.1
+    np.testing.assert_allclose(model.encode(x), z, atol=5e-3)
+    exec(second, names)
+    assert "(4, 4, 4, 1)" in capsys.readouterr().out
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(names["gradient"]))
+    for wrong, message in (
+        ({"score": lambda x, t: x.sum()}, "should be an array like x"),
+        ({"settings": {"sampling.grdi": "edm"}}, "did you mean sampling.grid?"),
+        ({"num_levels": 1}, "should be from 2 to 256"),
+    ):
+        with pytest.raises(score_st.ConfigError, match=re.escape(message)):
+            score_st.Model.from_score(**{"score": names["score"], "sde": n, "image_shape": (4, 4, 1)} | wrong)
+
+
 def test_what_is_refused(runs):
     workdir = runs / "runs/digits"
     for wrong, message in (
@@ -132,6 +202,53 @@ def test_what_is_refused(runs):
         dataclasses.replace(model, params=jax.tree.map(lambda a: a * jnp.nan, model.params)).sample(
             jax.random.key(0), 2
         )
+
+
+def test_arrays_that_are_refused(runs):
+    """By every method at once, and inside jit where shapes and types are wrong; masks and times outside jit."""
+    model, key = score_st.load(runs / "runs/digits"), jax.random.key(0)
+    levels = np.zeros((2, 8, 8, 1), np.uint8)
+    methods = {
+        "score": lambda images: model.score(images, 0.5),
+        "log_likelihood": model.log_likelihood,
+        "bits_per_dim": model.bits_per_dim,
+        "encode": model.encode,
+        "inpaint": lambda images: model.inpaint(key, images, 1.0),
+        "scale": model.scale,
+    }
+    wrong = {
+        "16x16": np.zeros((2, 16, 16, 1), np.uint8),
+        "8x12": np.zeros((2, 8, 12, 1), np.uint8),
+        "colors": np.zeros((2, 8, 8, 3), np.uint8),
+        "17": levels + 17,
+        "negative": levels.astype(int) - 1,
+        "bool": levels > 0,
+        "nan": levels * np.nan,
+    }
+    for name, method in methods.items():
+        for images in wrong.values():
+            with pytest.raises(score_st.ConfigError, match="images: "):
+                method(images)
+        if name not in ("score", "scale"):  # which take noisy x, and any x
+            with pytest.raises(score_st.ConfigError, match="or levels as integers"):
+                method(levels + np.float32(16))
+    for t in (0.0, 1e-6, 1.1, -1.0, np.nan, np.full(3, 0.5)):
+        with pytest.raises(score_st.ConfigError, match="t: "):
+            model.score(levels, t)
+    with pytest.raises(score_st.ConfigError, match="divide a picture's 0 ... 255 by 255"):
+        model.inpaint(key, levels, np.full((8, 8, 1), 255, np.uint8))
+    with pytest.raises(score_st.ConfigError, match=r"mask: is \[8, 8\]"):
+        model.inpaint(key, levels, np.ones((8, 8)))
+    for method in (model.decode, model.unscale):
+        for z in (np.zeros((2, 8, 12, 1), np.float32), levels * np.float32(np.nan)):
+            with pytest.raises(score_st.ConfigError, match="(latents|images): "):
+                method(z)
+    with pytest.raises(score_st.ConfigError, match="n=0: should be 1 or more"):
+        model.sample(key, 0)
+    with pytest.raises(score_st.ConfigError, match=r"should be \[B, 8, 8, 1\]"):
+        jax.jit(lambda x: model.score(x, 0.5))(np.zeros((2, 8, 12, 1), np.float32))
+    with pytest.raises(score_st.ConfigError, match="of type bool"):
+        jax.jit(model.bits_per_dim)(levels > 0)
 
 
 @pytest.mark.parametrize("half", [pytest.param(0, marks=pytest.mark.slow), 1])

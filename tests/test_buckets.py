@@ -24,10 +24,8 @@ TRAIN = [sys.executable, "-m", "score_st.train", "--config", SMALL, *overrides(*
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    cached = dict(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-    return lambda: os.environ | cached | dict(XLA_FLAGS=QUICK)
+def environment():
+    return lambda: os.environ | dict(XLA_FLAGS=QUICK)
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])

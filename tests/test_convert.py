@@ -6,11 +6,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from support import commands
-from support.official import CHECKPOINT, CIFAR10, FIXTURES, assert_same_content, flags, official_content
+from support.official import CHECKPOINT, CIFAR10, FIXTURES, assert_same_content, flags, official_content, overrides
 
-from score_st import convert, sample, train
+from score_st import config, convert, sample, train
 from score_st.config import ConfigError
 from score_st.model import DiffusionModel
 from score_st.pytorch import checkpoint as torch_checkpoint
@@ -32,7 +33,7 @@ def test_in_and_out_again(tmp_path, capsys, one_device):
         ("--from", str(CHECKPOINT)): "already has checkpoints",
         ("--to", str(tmp_path / "back.pth")): "already exists",
         ("--to", str(tmp_path / "no/where.pth")): "can't be written",
-        ("--verify", str(CHECKPOINT)): "official.pth: should have t [B], x and one of",
+        ("--verify", str(CHECKPOINT)): "official.pth: can't be read as .npz",
         ("--verify", str(FIXTURES / "official_configs.json")): "can't be read as .npz",
     }
     for arguments, message in refused.items():
@@ -48,7 +49,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, capsys, one_device):
         ("--from", str(tmp_path / "broken.pth")): "broken.pth: ",
         ("--from", str(tmp_path / "none.pth")): "can't be read (No such file",
         ("--from", str(tmp_path)): "can't be read (Is a directory",
-        (): "one of --from FILE.pth, --to FILE.pth and --verify FILE.npz",
+        (): "one of --from FILE, --to FILE.pth and --verify FILE.npz",
     }
     for arguments, message in refused.items():
         with pytest.raises(SystemExit) as stop:
@@ -77,7 +78,7 @@ def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
         str(workdir),
     ]
     configuration = commands.tiny(**settings)
-    start = step.from_config(configuration, one_device).create(jax.random.key(0))
+    start = jax.jit(step.from_config(configuration, one_device).create)(jax.random.key(0))
     start = dataclasses.replace(start, step=jnp.int32(7), ema_updates=jnp.int32(5))
     torch_file.write(tmp_path / "digits.pth", torch_checkpoint.state_to_torch(start, configuration))
     convert.main([*common, "--from", str(tmp_path / "digits.pth")], one_device)
@@ -90,3 +91,43 @@ def test_other_commands_use_a_converted_checkpoint(tmp_path, one_device):
     model = DiffusionModel.from_config(configuration)
     last = checkpoints.open_for_reading(workdir, configuration, model, one_device)
     assert int(last.ema_updates) == 7
+
+
+def test_an_unfinished_conversion_never_trains_from_scratch(tmp_path, capsys, one_device):
+    """As a kill or a full disk leaves it: training is refused, and another conversion is not."""
+    workdir, common = tmp_path / "run", ["--config", CIFAR10, *flags(), "--workdir", str(tmp_path / "run")]
+    converting = [*common, "--from", str(CHECKPOINT)]
+    convert.main(converting, one_device)
+    for unfinished in ("3.orbax-checkpoint-tmp-1", "3"):
+        (workdir / "checkpoints/3").rename(workdir / "checkpoints" / unfinished)
+        (workdir / "checkpoints" / unfinished / "commit_success.txt").unlink()
+        before = sorted(path for path in workdir.rglob("*"))
+        error = commands.refused(capsys, train.main, common)
+        assert f"{workdir}: was made by `python -m score_st.convert` and has no complete checkpoint" in error
+        assert sorted(path for path in workdir.rglob("*")) == before
+        convert.main(converting, one_device)
+        assert (workdir / "checkpoints/3/commit_success.txt").exists()
+        assert ("checkpoints/3 is not complete; it is now 3.damaged" in capsys.readouterr().err) == (unfinished == "3")
+        assert "already has checkpoints; name another folder" in commands.refused(capsys, convert.main, converting)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_verify_passes_no_nan_and_no_infinity(wrong, capsys):
+    """Wherever it is among the errors."""
+    good, bad = {"float32": 1e-7, "float64": 1e-7}, {"float32": wrong, "float64": 1e-7}
+    convert.verify({"score_raw": good, "score_ema": good}, 1e-4)
+    for errors in ({"score_raw": good, "score_ema": bad}, {"score_ema": bad, "score_raw": good}):
+        with pytest.raises(SystemExit, match=rf"score_ema is {wrong} off, more than --tol 0.0001; nothing"):
+            convert.verify(errors, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["x", "t", "score_ema"])
+def test_official_outputs_are_finite(name, tmp_path):
+    with np.load(FIXTURES / "official_steps.npz") as file:
+        content = dict(file)
+    content[name] = content[name].copy()
+    content[name].flat[0] = np.nan
+    np.savez(tmp_path / "golden.npz", **content)
+    configuration = config.load(CIFAR10, overrides())
+    with pytest.raises(ConfigError, match=f"golden.npz: {name} should have finite floating-point numbers"):
+        torch_checkpoint.read_golden(tmp_path / "golden.npz", configuration)

@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from support.workdirs import make_workdir
 
 from score_st import report
+from score_st.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +24,15 @@ def test_several_runs(tmp_path, capsys):
         assert image.width > 1.5 * image.height
     report.main(["--workdir", runs[0]])
     assert (tmp_path / "a/report.html").exists() and capsys.readouterr().out.count("wrote ") == 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, '{"t": [1]}', '{"t": [1, 2], "loss": [1], "std": [0]}'])
+def test_a_curve_that_is_none_is_one_line(tmp_path, content):
+    workdir = make_workdir(tmp_path / "a")
+    (workdir / "eval/loss_by_time.json").write_text(content)
+    with pytest.raises(ConfigError, match="a: no eval/loss_by_time.json"):
+        report.main(["--workdir", str(workdir), "--out", str(tmp_path / "loss.png")])
+    assert not (tmp_path / "loss.png").exists()
 
 
 def test_it_needs_no_jax():

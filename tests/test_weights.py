@@ -129,7 +129,7 @@ PARTNERS = {
     ("--guidance", "2"): "--guidance 2.0: needs --guide, too",
     ("--expert", "b"): "--expert b: needs --below, too",
     ("--below", "0.5"): "--below 0.5: needs --expert, too",
-    ("--guide", "b", "--guidance", "nan"): "--guidance nan: should be a finite number",
+    ("--guide", "b", "--guidance", "nan"): "argument --guidance: nan: should be finite",
 }
 UNFIT = {
     "none": "config.json: can't be read",

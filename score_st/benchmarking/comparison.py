@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from score_st import strict_json
 from score_st.benchmarking.timing import FEW
 from score_st.config import ConfigError, differences, flatten
 
@@ -32,7 +34,7 @@ class Ratio:
 
 def ratio(new: Mapping[str, Any], old: Mapping[str, Any]) -> Ratio | None:
     """Compares two numbers, as JSON has them; None if the earlier one is 0."""
-    if not old["low"] > 0:
+    if not (old["low"] > 0 and old["median"] > 0 and old["high"] > 0):
         return None
     median, low, high = new["median"] / old["median"], new["low"] / old["high"], new["high"] / old["low"]
     if low <= 1 <= high:
@@ -52,18 +54,16 @@ def read(path: str | Path) -> dict[str, Any]:
       ConfigError: there is none, or the file is something else.
     """
     try:
-        result = json.loads(Path(path).read_text())
-        for numbers in result["numbers"].values():
-            for number in numbers.values():
-                _ = (
-                    [float(number[key]) for key in ("median", "low", "high", "count")],
-                    number["unit"],
-                    number["better"],
-                )
+        result = strict_json.loads(Path(path).read_bytes())
+        for number in (number for numbers in result["numbers"].values() for number in numbers.values()):
+            if not all(0 <= number[key] < math.inf for key in ("median", "low", "high", "count")):
+                raise ValueError("numbers that are none")
+            _ = number["unit"] + number["better"]
         _ = result["machine"]["device_kind"], result["settings"]["data"]
+        compare(result, result, path)  # it has all that a comparison needs
     except OSError as error:
         raise ConfigError(f"--against {path}: can't be read ({error.strerror}); name a bench.json") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"--against {path}: not a bench.json of this command ({error!r})") from error
     return result
 

@@ -7,7 +7,9 @@ arrays.
 import hashlib
 import io
 import struct
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,37 @@ def _folder(folder: Path, images: np.ndarray, kind: str = "PNG") -> dict:
     return dict(dataset="FOLDER")
 
 
+def _zip(folder: Path, images: np.ndarray) -> dict:
+    """As StyleGAN's and EDM's tools make them: not compressed, as PNG is already."""
+    with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+        for i, image in enumerate(images):
+            archive.writestr(f"{i // 1000:05d}/img{i:08d}.png", encode(image))
+    return dict(dataset="ZIP")
+
+
+def _shards(folder: Path, images: np.ndarray) -> dict:
+    """WebDataset's shards of 1,000 images."""
+    for first in range(0, len(images), 1000):
+        with tarfile.open(folder / f"train-{first // 1000:06d}.tar", "w") as tar:
+            for i, image in enumerate(images[first : first + 1000], first):
+                for name, content in ((f"{i:07d}.png", encode(image)), (f"{i:07d}.cls", b"0")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return dict(dataset="WEBDATASET")
+
+
+def _parquet(folder: Path, images: np.ndarray, group: int = 100) -> dict:
+    """As the hub's library writes them: row groups of 100 images."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"bytes": encode(image), "path": None} for image in images]
+    table = pyarrow.table({"image": rows, "label": [0] * len(rows)})
+    parquet.write_table(table, folder / "train-00000-of-00001.parquet", row_group_size=group)
+    return dict(dataset="PARQUET")
+
+
 def _array(folder: Path, images: np.ndarray) -> dict:
     np.save(folder / "train.npy", images)
     return dict(dataset="NPY")
@@ -118,6 +151,9 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], dict]] = {
     "array (NPY; CIFAR-10 and other arrays)": _array,
     "folder of PNG": _folder,
     "folder of JPEG": lambda folder, images: _folder(folder, images, "JPEG"),
+    "zip of PNG (StyleGAN, EDM)": _zip,
+    "tar shards of PNG (WebDataset)": _shards,
+    "Parquet of PNG (row groups of 100)": _parquet,
     "ArrayRecord of PNG": _array_record,
     "TFRecord (FFHQ, CelebA-HQ)": _tfrecord,
     "CelebA": _celeba,

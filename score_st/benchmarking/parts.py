@@ -35,7 +35,7 @@ def train_step(subject: Subject) -> Part:
 
     def part() -> Numbers:
         stream = loop.stream(config, subject.images["train"])
-        batches = [stream.batch(i) for i in range(several)]
+        batches = [stream.inputs(i) for i in range(several)]
         steps, key = loop.compiled_steps(setup), jax.random.key(config.seed)
         create = jax.jit(setup.create, out_shardings=setup.state_shardings)
         state = [create(key)]
@@ -169,7 +169,7 @@ def reading_speed(stream: Any, seconds: float, label: str) -> Number:
     """Returns the images per second of a `pipeline.Stream`."""
     batches = stream.batches(0, 10**9)
     for _ in range(READ_AHEAD):
-        size = len(next(batches))
+        size = len(jax.tree.leaves(next(batches))[0])  # images, or with labels
 
     def run(calls: int) -> None:
         for _ in range(calls):

@@ -2,9 +2,10 @@
 
 import argparse
 import collections
-import json
+import sys
 import time
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_st import strict_json
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
 from score_st.data import decoded_cache, pipeline, preprocessing
 from score_st.data.images import Images, LazyImages, remarks
+from score_st.data.labels import labels_of
 from score_st.reporting import image_grid
 from score_st.runtime import cli, mirror, places, progress
 from score_st.runtime.workdir import write_text
@@ -31,6 +34,8 @@ EXAMPLES = """\
 
 def survey(images: Images, label: str) -> dict[str, Any]:
     """Reads all images in order and returns counts, statistics by channel, remarks and their CRC-32.
+
+    Broken images are named on stderr as they are met.
 
     Args:
       images: those of a split.
@@ -49,6 +54,7 @@ def survey(images: Images, label: str) -> dict[str, Any]:
             image = images[i]
         except ConfigError as error:
             broken.append(str(error))
+            print(f"broken: {error}", file=sys.stderr)
             continue
         crc = zlib.crc32(image.tobytes(), crc)
         hashes.add(hash(image.tobytes()))
@@ -60,6 +66,8 @@ def survey(images: Images, label: str) -> dict[str, Any]:
         raise ConfigError(f"{len(broken)} of {len(images)} images of {label} are broken: {'; '.join(broken[:3])}")
     values, share = np.arange(256), histogram / histogram.sum(1, keepdims=True)
     mean, present = share @ values, np.flatnonzero(histogram.sum(0))
+    labels = labels_of(images)
+    classes = {} if labels is None else {"classes": int(labels.max()) + 1, "without_class": int((labels < 0).sum())}
     return {
         "count": len(images),
         "shape": list(images.shape[1:]),
@@ -70,6 +78,7 @@ def survey(images: Images, label: str) -> dict[str, Any]:
         "crc32": f"{crc:08x}",
         "repeated": len(images) - len(hashes),
         "remarks": dict(counts),
+        **classes,
         "seconds": round(time.perf_counter() - start, 2),
     }
 
@@ -96,14 +105,26 @@ def scaled_moments(config: ConfigDict, survey: dict[str, Any]) -> dict[str, floa
     return {"model.data_mean": round(float(mean - config.data.centered), 4), "model.data_std": round(float(std), 4)}
 
 
-def prepare(config: ConfigDict, split: str, images: Images) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the prepared copy of lazy images, written first if there is none; arrays are returned as they are."""
-    if not isinstance(images, LazyImages):
-        return images
+def surveys(images: Mapping[str, Images]) -> dict[str, dict[str, Any]]:
+    """Returns the survey of each split; raises ConfigError after all of them if images are broken."""
+    results, errors = {}, []
+    for split in images:
+        try:
+            results[split] = survey(images[split], split)
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("; ".join(errors))
+    return results
+
+
+def prepare(config: ConfigDict, images: Mapping[str, Images]) -> dict[str, Images]:
+    """Returns the prepared copies of lazy images, written first if there are none; arrays are returned as they are."""
+    write = lambda split, part: decoded_cache.write_copy(config, split, part) if isinstance(part, LazyImages) else part
     try:
-        return decoded_cache.write_copy(config, split, images)
+        return {split: write(split, part) for split, part in images.items()}
     except ConfigError:
-        survey(images, split)  # if images are broken, its error counts and names them
+        surveys(images)  # if images are broken, its error counts and names them
         raise
 
 
@@ -137,20 +158,20 @@ def main(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--to {arguments.to}: data.prepared names a folder, too; leave one of them out")
         with config.unlocked():
             config.data.prepared = str(arguments.to)
-    images = {split: pipeline.load(config, split) for split in ("train", "test")}
+    images = {split: pipeline.load(config, split, strict=False) for split in ("train", "test")}
     if config.data.prepared and jax.process_index() == 0:
-        images = {split: prepare(config, split, images[split]) for split in images}
-    surveys = {split: survey(images[split], split) for split in images}
-    speed, moments = reading_speed(config, images["train"]), scaled_moments(config, surveys["train"])
+        images = prepare(config, images)
+    about = surveys(images)
+    speed, moments = reading_speed(config, images["train"]), scaled_moments(config, about["train"])
     if jax.process_index():
         return
     try:
         image_grid.grid(preview(config, images["train"]), 256, out.with_suffix(".png"))
-        figures = surveys | {"scaled": moments, "images_per_second": speed}
-        write_text(out.with_suffix(".json"), json.dumps(figures, indent=1))
+        figures = about | {"scaled": moments, "images_per_second": speed}
+        write_text(out.with_suffix(".json"), strict_json.dumps(figures, indent=1))
     except OSError as error:
         raise ConfigError(f"--workdir {arguments.workdir}: can't be written ({error.strerror})") from error
-    for split, numbers in surveys.items():
+    for split, numbers in about.items():
         print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in numbers.items()))
     print("scaled for the network: " + ", ".join(f"{key}={value}" for key, value in moments.items()))
     print(f"{speed} images/s in batches of {config.training.batch_size}; wrote {mirror.shown(out)}.png and .json")

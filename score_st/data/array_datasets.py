@@ -1,9 +1,6 @@
 """Readers of data sets that fit in memory: `(config, split) -> uint8 [N, H, W, C]`, see `datasets.Dataset`."""
 
-import gzip
-import io
-import math
-import pickle
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,12 @@ from ml_collections import ConfigDict
 
 from score_st.array_types import Shaped, UInt8
 from score_st.config import ConfigError
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, reading
-from score_st.data.images import decode_image
+from score_st.data import matlab
+from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, note, read_bytes, reading
+from score_st.data.images import Images, decode_image
+from score_st.data.labels import LABEL_NAMES, class_numbers, joined, labeled
+from score_st.pytorch import unpickler
+from score_st.runtime import numpy_files
 
 
 def check(path: Path, array: np.ndarray, shape: str, fits: bool) -> None:
@@ -32,79 +33,59 @@ def interleave(parts: list[np.ndarray]) -> UInt8[np.ndarray, "N 32 32 3"]:
     return images
 
 
-def read_digits(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 8 8 1"]:
+def with_classes(parts: list[np.ndarray], labels: list[Any], paths: list[Path]) -> Images:
+    """Returns `interleave` of the parts, which it empties, with their labels: numbers from 0, or None."""
+    pairs = zip(labels, parts, paths, strict=True)
+    numbers = [class_numbers(label, len(part), str(path)) for label, part, path in pairs]
+    classes = joined(numbers, list(map(len, parts)))
+    return labeled(interleave(parts), classes, str(paths[0]))
+
+
+def read_digits(config: ConfigDict, split: str) -> Images:
     """Reads scikit-learn's handwritten digits, values 0 to 16: a fixed draw of 1,500 to train, 297 to test."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().images.astype(np.uint8)[..., None]
-    order = np.random.RandomState(0).permutation(len(images))
-    return images[order[:1500] if split == "train" else order[1500:]]
+    digits = load_digits()
+    images, order = digits.images.astype(np.uint8)[..., None], np.random.RandomState(0).permutation(len(digits.images))
+    part = order[:1500] if split == "train" else order[1500:]
+    return labeled(images[part], digits.target[part], "scikit-learn's digits")
 
 
-def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
-    """Reads a file of MNIST's idx format, compressed by gzip or not.
-
-    Raises:
-      ConfigError: it can't be read, or is not a complete idx file of bytes.
-    """
-    with reading(path):
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else -1  # 8 is the code of bytes
-    sizes = content[4 : 4 + 4 * max(dims, 0)]
-    shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
-    if dims < 1 or len(shape) < dims or len(content) != 4 + 4 * dims + math.prod(shape):
-        raise ConfigError(f"{path}: not an idx file of bytes, or truncated; should be a file of the original release")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
-
-
-def read_fashion_mnist(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 1"]:
-    """Reads Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 images, 28x28, padded with black to 32x32."""
-    stem = f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
-    folders = ("",) if config.data.dir else ("", "/usr/share/datasets/fashion-mnist")  # where Debian has it
-    path = find(config, stem, stem + ".gz", folders=folders)
-    images = read_idx(path)
-    check(path, images, "[N, 28, 28]", images.ndim == 3 and images.shape[1:] == (28, 28))
-    return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and arrays; refuses everything else that a pickle may call."""
-
-    allowed = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-    allowed |= {"numpy ndarray", "numpy dtype", "_codecs encode"}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module} {name}" not in self.allowed:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no batch of CIFAR-10 needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _cifar_batch(path: Path) -> UInt8[np.ndarray, "N 3072"]:
-    """Reads one of CIFAR-10's files, of the Python or the binary version."""
+def _cifar_batch(path: Path) -> tuple[UInt8[np.ndarray, "N 3072"], Any]:
+    """Reads the images and the labels, or None, of a file of CIFAR-10, of the Python or the binary version."""
     with reading(path):
         if path.suffix == ".bin":
-            return np.fromfile(path, np.uint8).reshape(-1, 3073)[:, 1:]
-        rows = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
-        return rows.reshape(-1, 3072).astype(np.uint8, casting="no")
+            rows = np.fromfile(path, np.uint8).reshape(-1, 3073)
+            return rows[:, 1:], rows[:, 0]
+        content = unpickler.ArrayMachine({}).run(path.read_bytes())
+        # Python 2 had no other text than bytes
+        images, labels = (content.get(key.encode(), content.get(key)) for key in ("data", "labels"))
+        if not isinstance(images, unpickler.Array) or images.value is None:
+            raise ValueError("has no array data")
+        return images.value.reshape(-1, 3072).astype(np.uint8, casting="no"), labels
 
 
-def read_cifar10(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:
+def read_cifar10(config: ConfigDict, split: str) -> Images:
     """Reads CIFAR-10 (Krizhevsky 2009), the Python or the binary version: 50,000 and 10,000 images."""
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     folders = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
-    return interleave([_cifar_batch(find(config, name, name + ".bin", folders=folders)) for name in names])
+    paths = [find(config, name, name + ".bin", folders=folders) for name in names]
+    parts, labels = map(list, zip(*map(_cifar_batch, paths), strict=True))
+    return with_classes(parts, labels, paths)
 
 
-def read_svhn(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:
+def read_svhn(config: ConfigDict, split: str) -> Images:
     """Reads the cropped digits of SVHN (Netzer et al. 2011): 73,257 and 26,032 images."""
-    import scipy.io
-
     path = find(config, f"{split}_32x32.mat")
     with reading(path):
-        images = scipy.io.loadmat(path, variable_names=["X"])["X"]
+        arrays = matlab.read(path, ("X", "y"))
+        if "X" not in arrays:
+            raise ValueError("has no array X")
+        images, labels = arrays["X"], arrays.get("y")
+        labels = None if labels is None else labels.ravel() % 10  # 10 is the digit 0
     check(path, images, "[32, 32, 3, N]", images.ndim == 4 and images.shape[:3] == (32, 32, 3))
-    return np.ascontiguousarray(np.moveaxis(images, 3, 0))
+    images = np.ascontiguousarray(np.moveaxis(images, 3, 0))
+    return labeled(images, labels, str(path))
 
 
 def read_numpy(path: Path, keys: list[str]) -> tuple[str, Shaped[np.ndarray, "..."]]:
@@ -114,44 +95,66 @@ def read_numpy(path: Path, keys: list[str]) -> tuple[str, Shaped[np.ndarray, "..
       The key, "" for an npy file, and the array.
     """
     with reading(path):
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        names = getattr(loaded, "files", None)
-        if names is None:
-            return "", loaded
+        if not numpy_files.is_npz(path):
+            return "", numpy_files.map_npy(path)
+        names = numpy_files.names(path)
         key = next((key for key in keys if key in names), None)
         if key is None:
             raise ValueError(f"has {', '.join(names) or 'nothing'}; should have one of {', '.join(keys)}")
-        return key, loaded[key]
+        return key, numpy_files.read_npz(path, [key])[key]
 
 
-def read_imagenet32_resized(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N 32 32 3"]:
+def read_imagenet32_resized(config: ConfigDict, split: str) -> Images:
     """Reads ImageNet 32x32 of Chrabaszcz et al. (2017): 1,281,167 and 50,000 images.
 
     Published figures for ImageNet32 are for IMAGENET32, whose images differ.
     """
     names = [f"train_data_batch_{i}.npz" for i in range(1, 11)] if split == "train" else ["val_data.npz"]
     paths = [find(config, name, folders=("", "Imagenet32_train_npz", "Imagenet32_val_npz")) for name in names]
-    parts = [read_numpy(path, ["data"])[1] for path in paths]
+    parts, labels = [read_numpy(path, ["data"])[1] for path in paths], list[Any]()
     for path, part in zip(paths, parts, strict=True):
         check(path, part, "[N, 3072]", part.shape[1:] == (3072,))
-    return interleave(parts)
+        numbers = class_numbers(_labels(path, ["labels"]), len(part), str(path))  # 1 ... 1000
+        labels.append(None if numbers is None else numbers - 1)
+    return with_classes(parts, labels, paths)
 
 
-def read_own_array(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"]:
+def _labels(path: Path, keys: list[str]) -> Any:
+    """Returns the first of the arrays `keys` of an npz file, or None."""
+    with reading(path):
+        names = numpy_files.names(path)
+        key = next((key for key in keys if key in names), None)
+        return None if key is None else numpy_files.read_npz(path, [key])[key]
+
+
+def read_own_array(config: ConfigDict, split: str) -> Images:
     """Reads the user's npy or npz file, or a folder with train.npy (or npz) and test.npy (or npz).
 
-    A file that holds one array for both splits has a fixed random tenth of it held out for testing.
+    A file that holds one array for both splits has a fixed random tenth of it held out for testing. Classes are those
+    of an npz file's y_train and y_test, labels, or arr_1 beside arr_0.
     """
     path, has_split = find(config), False
     if path.is_dir():
-        path = find(config, *(name + suffix for name in SPLIT_NAMES[split] for suffix in (".npy", ".npz")))
+        wanted = [name + suffix for name in SPLIT_NAMES[split] for suffix in (".npy", ".npz")]
+        names = sorted(os.listdir(path))  # in any case
+        path = find(config, *[name for want in wanted for name in names if name.lower() == want] or wanted)
         has_split = True
     split_keys = [key for name in SPLIT_NAMES[split] for key in (name, f"x_{name}")]
     key, images = read_numpy(path, [*split_keys, "images", "samples", "arr_0"])
     images = images[..., None] if images.ndim == 3 else images
     fits = images.ndim == 4 and images.shape[3] in (1, 3) and len(images) > 0
     check(path, images, "[N, H, W] or [N, H, W, C]", fits)
-    return images if has_split or key in split_keys else images[held_out(len(images), split)]
+    of_split = [f"y_{name}" for name in SPLIT_NAMES[split]]
+    others = of_split if key in split_keys else [*LABEL_NAMES, *(["arr_1"] if key == "arr_0" else [])]
+    try:
+        labels = class_numbers(_labels(path, [*others, *LABEL_NAMES]) if key else None, len(images), str(path))
+    except ConfigError as error:  # an array of such a name may be anything
+        note(f"{error}. They are not read as classes")
+        labels = None
+    if not has_split and key not in split_keys:
+        part = held_out(len(images), split)
+        images, labels = images[part], None if labels is None else labels[part]
+    return labeled(images, labels, str(path))
 
 
 def read_photos(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"]:
@@ -163,7 +166,7 @@ def read_photos(config: ConfigDict, split: str) -> UInt8[np.ndarray, "N H W C"]:
 
     root = find(config) if config.data.dir else Path(sklearn.datasets.__file__).parent / "images"
     size, test = config.data.image_size, split == "test"
-    contents = ((root / name).read_bytes() for name in image_files(root))
+    contents = (read_bytes(root / name) for name in image_files(root))
     photos = [np.asarray(decode_image(content, config.data.num_channels)) for content in contents]
     parts = [np.split(a.reshape(*a.shape[:2], -1), [a.shape[1] * 4 // 5], axis=1)[test] for a in photos]
     parts = [part for part in parts if min(part.shape[:2]) >= size]

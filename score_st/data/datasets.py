@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_st.config import ConfigError, Table
-from score_st.data import array_datasets, image_datasets
+from score_st.data import array_datasets, containers, idx, image_datasets, parquet
 from score_st.data.files import MissingFiles
-from score_st.data.images import Images
+from score_st.data.images import Images, LazyImages
 from score_st.runtime import local_cache, storage
 
 
@@ -33,7 +33,8 @@ class Dataset:
     A configuration file adds a data set with one line: `DATASETS["MINE"] = Dataset(read_mine, "it comes with ...")`.
 
     `read(config, split)` gets the configuration and "train" or "test". It returns uint8 [N, H, W, C]: an array, or
-    `images.LazyImages` where images are decoded only when they are used.
+    `images.LazyImages` where images are decoded only when they are used. A data set with classes returns
+    `labels.labeled(array, labels, name)`, or LazyImages with `labels`, see `labels.labels_of`.
 
     - H = W = data.image_size, C = data.num_channels, and all values are below data.num_levels. A network is built from
       these keys, not from the images; `pipeline.load` checks that they agree.
@@ -55,13 +56,32 @@ class Dataset:
     reads_gs: bool = False
 
 
+IDX = tuple(f"{split}-{part}" for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1"))
+
 ENTRIES = {
     "DIGITS": Dataset(array_datasets.read_digits, "it comes with scikit-learn"),
     "FASHION_MNIST": Dataset(
-        array_datasets.read_fashion_mnist,
+        idx.read_fashion_mnist,
         "get it from Debian's dataset-fashion-mnist or github.com/zalandoresearch/fashion-mnist (MD5 of "
         "train-images-idx3-ubyte.gz: 8d4fb7e6c68d591d4c3dfef9ec88bf0d)",
-        Release("fashion_mnist", ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")),
+        Release("fashion_mnist", tuple(f"{part}-ubyte.gz" for part in IDX)),
+    ),
+    "MNIST": Dataset(
+        idx.read_mnist,
+        "get it from ossci-datasets.s3.amazonaws.com/mnist (MD5 of train-images-idx3-ubyte.gz: "
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873)",
+        Release("mnist", tuple(f"{part}-ubyte.gz" for part in IDX)),
+    ),
+    "KMNIST": Dataset(
+        idx.read_kmnist,
+        "get it from codh.rois.ac.jp/kmnist (MD5 of train-images-idx3-ubyte.gz: bdb82020997e1d708af4cf47b453dcf7)",
+        Release("kmnist", tuple(f"{part}-ubyte.gz" for part in IDX)),
+    ),
+    "EMNIST": Dataset(
+        idx.read_emnist,
+        "unpack gzip.zip (MD5 58c8d27c78d21e728a6bc7b3cc06412e) of nist.gov/itl/products-and-services/emnist-dataset "
+        "there, and set data.category to byclass, bymerge, balanced, letters, digits or mnist",
+        Release("emnist", ("gzip.zip",)),
     ),
     "CIFAR10": Dataset(
         array_datasets.read_cifar10,
@@ -110,6 +130,13 @@ ENTRIES = {
     ),
     "PHOTOS": Dataset(array_datasets.read_photos, "should be a folder of photographs"),
     "FOLDER": Dataset(image_datasets.read_folder, "should be a folder of images"),
+    "ZIP": Dataset(containers.read_zip, "should be a zip file of images, or a folder of them"),
+    "WEBDATASET": Dataset(
+        containers.read_webdataset, "should be a folder of tar files (not compressed), each sample an image and X.cls"
+    ),
+    "PARQUET": Dataset(
+        parquet.read_parquet, "should be a folder of Parquet files with a column image, as the hub's data/ is"
+    ),
     "NPY": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
     "NPZ": Dataset(array_datasets.read_own_array, "should be an npy or npz file of uint8 [N, H, W, C]"),
     "ARRAYRECORD": Dataset(image_datasets.read_array_record, "should be a folder of ArrayRecord files", reads_gs=True),
@@ -135,8 +162,19 @@ def with_local_files(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     return local
 
 
-def read(config: ConfigDict, split: str) -> Images:
+def hint(images: Images) -> str:
+    """Returns what can be done about an image that can't be read, to end its error."""
+    names = "; `python -m score_st.data` names all such images, and data.skip_unreadable=True leaves them out"
+    return names if isinstance(images, LazyImages) else ""
+
+
+def read(config: ConfigDict, split: str, strict: bool = True) -> Images:
     """Returns the images of data.dataset, "train" or "test", as the table's entry reads them.
+
+    Args:
+      config: the whole configuration.
+      split: "train" or "test".
+      strict: whether it is an error that the first image can't be read, which may tell of all.
 
     Raises:
       MissingFiles: the files do not exist; the message says where to get them.
@@ -147,7 +185,11 @@ def read(config: ConfigDict, split: str) -> Images:
     where = f"config.data.dir={config.data.dir!r}"
     try:
         images = dataset.read(with_local_files(config, dataset), split)
-        images[:1]  # to decode one now: it may be broken or of another size
+        try:
+            images[:1]  # to decode one now: it may be broken or of another size
+        except ConfigError as error:
+            if strict or not isinstance(images, LazyImages):
+                raise ConfigError(f"{error}{hint(images)}") from error
     except MissingFiles as error:
         raise MissingFiles(f"{error}; {dataset.source}") from error
     except FileNotFoundError as error:

@@ -1,7 +1,7 @@
 """Readers of data sets of encoded images: `(config, split) -> LazyImages`, see `datasets.Dataset`."""
 
 import functools
-import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,21 @@ from PIL import Image
 
 from score_st.array_types import UInt8
 from score_st.data import tfrecord
-from score_st.data.files import SPLIT_NAMES, find, held_out, image_files, reading
+from score_st.data.containers import tar_members
+from score_st.data.files import (
+    LIST,
+    SPLIT_NAMES,
+    check_numbered,
+    find,
+    folder_of,
+    held_out,
+    image_files,
+    note,
+    read_bytes,
+    reading,
+    split_folders,
+    subfolders,
+)
 from score_st.data.images import (
     LazyImages,
     decode_as_tensorflow,
@@ -23,22 +37,27 @@ from score_st.data.images import (
     resize_lsun,
     resize_square,
 )
+from score_st.data.labels import class_numbers, classes_of, joined, labels_of_files
 from score_st.runtime import storage
 
 
 def read_folder(config: ConfigDict, split: str) -> LazyImages:
     """Reads the user's folder of images, with or without subfolders: central squares, resized by Lanczos's filter.
 
-    Subfolders train and test (or valid, validation, val) are the splits; without them a fixed random tenth is the test
-    set.
+    Subfolders train and test (or valid, validation, val), in any case, are the splits; without them a fixed random
+    tenth is the test set. See `files.image_files` for what is read, and `labels.labels_of_files` for the classes.
     """
-    root = find(config)
-    has_split = (root / "train").is_dir()
-    root = find(config, *SPLIT_NAMES[split]) if has_split else root
+    top = find(config)
+    splits = split_folders(top)
+    root = top / folder_of(top, splits, split)
     names = image_files(root)
-    if names and not has_split:
-        names = [names[i] for i in held_out(len(names), split)]
-    return lazy_files(config, root, names, decoder(config, resize_square))
+    folders = [name for part in splits.values() or ("",) for name in subfolders(top / part)]
+    listed = read_bytes(root / LIST) if (root / LIST).is_file() else None
+    labels = labels_of_files(names, classes_of(folders), listed, str(root / LIST))
+    if names and not splits:
+        part = held_out(len(names), split)
+        names, labels = [names[i] for i in part], None if labels is None else labels[part]
+    return lazy_files(config, root, names, decoder(config, resize_square), labels)
 
 
 def read_celeba(config: ConfigDict, split: str) -> LazyImages:
@@ -61,11 +80,8 @@ def read_imagenet32(config: ConfigDict, split: str) -> LazyImages:
     decode = decoder(config, resize_square)
     if path.is_dir():
         return lazy_files(config, path, image_files(path), decode)
-    parts = []
-    with reading(path), tarfile.open(path, "r:") as tar:
-        while member := tar.next():
-            parts += [(0, member.offset_data, member.size)] if member.isfile() else []
-            tar.members = []  # type: ignore[attr-defined]  # a million of them take gigabytes
+    with reading(path):
+        parts = [(0, offset, size) for _, offset, size in tar_members(path)]
     return lazy_parts(config, [path], parts, decode)
 
 
@@ -83,7 +99,13 @@ def read_stl10(config: ConfigDict, split: str) -> LazyImages:
         pixels = np.frombuffer(content, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # stored column by column
         return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
-    return lazy_parts(config, paths, parts, decode)
+    counts, labels = [-(-path.stat().st_size // length) for path in paths], list[np.ndarray | None]()
+    for path, count in zip(paths, counts, strict=True):
+        classes = path.with_name(path.name.replace("_X", "_y"))  # of labeled images, 1 ... 10
+        with reading(classes):
+            numbers = np.fromfile(classes, np.uint8).astype(np.int32) - 1 if classes.is_file() else None
+        labels.append(class_numbers(numbers, count, str(classes)))
+    return lazy_parts(config, paths, parts, decode, joined(labels, counts))
 
 
 @functools.cache  # a process may not open one twice
@@ -136,12 +158,18 @@ def read_array_record(config: ConfigDict, split: str) -> LazyImages:
 
     root, files = _array_record_files(config)
     by_split = {
-        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2]}" for name in names)]
+        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2].lower()}" for name in names)]
         for key, names in SPLIT_NAMES.items()
     }
     has_split = all(by_split.values())
+    if has_split and (others := set(files).difference(*by_split.values())):
+        note(f"{root}: ignored {len(others)} files of no split, such as {min(others)}")
+    files = by_split[split] if has_split else files
     with reading(root):
-        source = ArrayRecordDataSource(by_split[split] if has_split else files)
+        counts = _array_record_counts(files)
+        source = ArrayRecordDataSource(files)
+        if len(source) != sum(counts):
+            raise ValueError(f"{len(source)} records are found, but its files have {sum(counts)}")
         numbers = np.arange(len(source)) if has_split else held_out(len(source), split)
 
     def image(record: bytes) -> bytes:
@@ -162,4 +190,27 @@ def _array_record_files(config: ConfigDict) -> tuple[str, list[str]]:
         names = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)]
         return url, [storage.join(url, name) for name in names if not name or ".array_record" in name]
     root = find(config)
-    return str(root), [str(file) for file in sorted(root.rglob("*.array_record*"))] if root.is_dir() else [str(root)]
+    found = sorted(file for file in root.rglob("*.array_record*") if file.is_file()) if root.is_dir() else [root]
+    return str(root), [str(file) for file in found]
+
+
+def _array_record_counts(files: list[str]) -> list[int]:
+    """Returns the number of records in each file.
+
+    Raises:
+      ConfigError: a file is damaged, or one of a numbered set is missing.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    check_numbered(files)
+
+    def count(file: str) -> int:
+        with reading(file):
+            reader = ArrayRecordReader(file)
+            if not reader.ok() or not (records := reader.num_records()):
+                raise ValueError("it is damaged, truncated or empty")
+            reader.close()
+        return records
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(count, files))

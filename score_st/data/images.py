@@ -6,19 +6,21 @@ results have the same bits. Pillow's resizing is what torchvision calls.
 
 import dataclasses
 import functools
-import io
 import math
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from score_st.array_types import Bool, Float, Shaped, UInt8
+from score_st.array_types import Bool, Float, Int, Shaped, UInt8
 from score_st.config import ConfigError
-from score_st.data.files import MissingFiles, reading
+from score_st.data.files import MissingFiles, note, open_image, read_bytes, reading
+from score_st.data.labels import LabeledImages
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -71,7 +73,7 @@ def decode_image(content: bytes, channels: int) -> Image.Image:
       Exception: anything that Pillow raises for a broken file; ValueError for more than 16 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with open_image(content) as opened:
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         raise ValueError("not an image of a format that Pillow reads") from error
@@ -99,7 +101,7 @@ def decode_as_tensorflow(content: bytes, channels: int) -> Image.Image:
 def remarks(content: bytes, size: int) -> list[str]:
     """Lists what is unusual about an image file by its header; empty for content that is not an image file."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             unusual = {
                 f"of mode {image.mode}": image.mode != "RGB",
                 "turned by EXIF": image.getexif().get(0x0112, 1) != 1,
@@ -158,6 +160,7 @@ class LazyImages:
       kept: room for all decoded images, or for none.
       is_kept: whether image i is in `kept`.
       read_many: from the numbers of images to their encoded bytes, where that is faster than one by one.
+      labels: the class of each image, see `labels.labels_of`.
     """
 
     shape: tuple[int, ...]
@@ -167,6 +170,7 @@ class LazyImages:
     kept: UInt8[np.ndarray, "K H W C"]
     is_kept: Bool[np.ndarray, " N"]
     read_many: Callable[[list[int]], list[bytes]] | None = None
+    labels: Int[np.ndarray, " N"] | None = None
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     ndim: ClassVar[int] = 4
 
@@ -211,8 +215,131 @@ class LazyImages:
         """Decodes all images, for `np.asarray`."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
+    def select(self, numbers: Int[np.ndarray, " K"]) -> "LazyImages":
+        """Returns the images of these numbers; those that are decoded stay so."""
+        read_many = self.read_many
+        return LazyImages(
+            (len(numbers), *self.shape[1:]),
+            lambda i: self.read(int(numbers[i])),
+            lambda i: self.name(int(numbers[i])),
+            self.decode,
+            self.kept[numbers] if len(self.kept) else self.kept,
+            self.is_kept[numbers],
+            read_many and (lambda indices: read_many(numbers[indices].tolist())),
+            None if self.labels is None else self.labels[numbers],
+        )
 
-Images = UInt8[np.ndarray, "N H W C"] | LazyImages  # of a split: in memory, mapped into it, or decoded when read
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckedImages:
+    """Images mapped into memory, uint8 [N, H, W, C], whose checksums are compared when they are first read.
+
+    Any thread may read them. A process reads every image once to compare it, and later only those that are asked for.
+
+    Attributes:
+      images: of the file.
+      name: of the file, in errors.
+      checksums: the CRC-32 of each `chunk` images.
+      chunk: how many images have a checksum together; the last may have fewer.
+      is_checked: whether a checksum has been compared.
+      labels: the class of each image, see `labels.labels_of`.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    name: str
+    checksums: list[int]
+    chunk: int
+    is_checked: Bool[np.ndarray, " M"]
+    labels: Int[np.ndarray, " N"] | None = None
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    ndim: ClassVar[int] = 4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return self.images.shape
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.images)
+
+    def max(self) -> int:
+        """Returns the largest value that a byte can have, as these images came from encoded ones."""
+        return 255
+
+    def check(self, number: int) -> None:
+        """Raises ConfigError if the images of a checksum have another one."""
+        first = number * self.chunk
+        part = self.images[first : first + self.chunk]
+        if zlib.crc32(np.ascontiguousarray(part).data) != self.checksums[number]:
+            last = first + len(part) - 1
+            raise ConfigError(
+                f"{self.name}: images {first} to {last} are damaged (their CRC-32 is another one); "
+                "delete the copy to have it made again"
+            )
+        self.is_checked[number] = True
+
+    def __getitem__(self, index: Any) -> UInt8[np.ndarray, "..."]:
+        """Returns what NumPy's indexing of the first axis selects.
+
+        Raises:
+          ConfigError: it is damaged.
+        """
+        for number in np.unique(np.arange(len(self))[index] // self.chunk):
+            if not self.is_checked[number]:
+                self.check(int(number))
+        return self.images[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "N H W C"]:
+        """Returns all images, for `np.asarray`."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+# of a split: in memory, mapped into it, or decoded when read
+Images = UInt8[np.ndarray, "N H W C"] | LabeledImages | LazyImages | CheckedImages
+
+
+@runtime_checkable
+class Stack(Protocol):
+    """What is read in batches: `len(images)`, and `images[first:stop]` is an array."""
+
+    def __len__(self) -> int:
+        """Returns N."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Returns what NumPy's indexing of the first axis selects."""
+        ...
+
+
+def without_unreadable(images: LazyImages, what: str, threads: int) -> LazyImages:
+    """Reads all images once and returns those that can be read; says how many are left out.
+
+    Args:
+      images: those of a split.
+      what: names them.
+      threads: how many threads read.
+
+    Raises:
+      ConfigError: none can be read.
+    """
+
+    def error(number: int) -> str:
+        try:
+            images.image(number)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        errors = list(pool.map(error, range(len(images))))
+    wrong = [message for message in errors if message]
+    if not wrong:
+        return images
+    if len(wrong) == len(images):
+        raise ConfigError(f"{what}: none of {len(images)} images can be read: {wrong[0]}")
+    note(f"{what}: {len(wrong)} of {len(images)} images can't be read and are left out: {'; '.join(wrong[:3])}")
+    return images.select(np.array([i for i, message in enumerate(errors) if not message]))
 
 
 def lazy_images(
@@ -222,6 +349,7 @@ def lazy_images(
     name: Callable[[int], str],
     decode: Callable[[bytes], np.ndarray],
     read_many: Callable[[list[int]], list[bytes]] | None = None,
+    labels: Int[np.ndarray, " N"] | None = None,
 ) -> LazyImages:
     """Returns lazy images of the size of config.data, kept if all of them take no more than data.memory_gb.
 
@@ -232,20 +360,18 @@ def lazy_images(
       name: from the number of an image to its name in errors.
       decode: from encoded bytes to uint8 [H, W, C].
       read_many: see `LazyImages`.
+      labels: see `labels.labels_of`.
 
     Raises:
       MissingFiles: there are no images.
-      ConfigError: data.num_channels is neither 1 nor 3.
     """
     size, channels = config.data.image_size, config.data.num_channels
-    if channels not in MODES:
-        raise ConfigError(f"config.data.num_channels={channels}: should be 1 or 3")
     if not count:
         raise MissingFiles(f"config.data.dir={config.data.dir!r}: no images there")
     shape = count, size, size, channels
     has_room = math.prod(shape) <= config.data.memory_gb * 1e9
     kept = np.empty(shape if has_room else (0, *shape[1:]), np.uint8)
-    return LazyImages(shape, read, name, decode, kept, np.zeros(count, bool), read_many)
+    return LazyImages(shape, read, name, decode, kept, np.zeros(count, bool), read_many, labels)
 
 
 def decoder(
@@ -258,10 +384,16 @@ def decoder(
     return lambda content: arrange(decode(content, channels), size)
 
 
-def lazy_files(config: ConfigDict, root: Path, names: list[str], decode: Callable[[bytes], np.ndarray]) -> LazyImages:
+def lazy_files(
+    config: ConfigDict,
+    root: Path,
+    names: list[str],
+    decode: Callable[[bytes], np.ndarray],
+    labels: Int[np.ndarray, " N"] | None = None,
+) -> LazyImages:
     """Returns the images of encoded files below `root`."""
-    read = lambda i: (root / names[i]).read_bytes()
-    return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode)
+    read = lambda i: read_bytes(root / names[i])
+    return lazy_images(config, len(names), read, lambda i: str(root / names[i]), decode, labels=labels)
 
 
 def lazy_parts(
@@ -269,6 +401,7 @@ def lazy_parts(
     paths: list[Path],
     parts: list[tuple[int, int, int]],
     decode: Callable[[bytes], np.ndarray],
+    labels: Int[np.ndarray, " N"] | None = None,
 ) -> LazyImages:
     """Returns the images that are parts of files, each given by (number of its path, offset, size)."""
     table = np.array(parts, np.int64).reshape(-1, 3)
@@ -279,4 +412,5 @@ def lazy_parts(
             file.seek(offset)
             return file.read(size)
 
-    return lazy_images(config, len(table), read, lambda i: f"{paths[table[i, 0]]}, image {i}", decode)
+    name = lambda i: f"{paths[table[i, 0]]}, image {i}"
+    return lazy_images(config, len(table), read, name, decode, labels=labels)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_st.array_types import Array, Float, Key, Shaped, UInt8
+from score_st.checks import check_fields
+from score_st.ranges import Number
 
 # of a level x of L, with u uniform on [0, 1)
 DEQUANTIZATIONS = {"none": "x/(L-1)", "uniform": "(x + u)/L", "lossless": "x/(L-1), with a discretized decoder"}
@@ -27,6 +29,10 @@ class Scaler:
     num_levels: int
     centered: bool
     dequantization: str
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers of levels that bytes don't have."""
+        check_fields(self, num_levels=Number(float, 2, 256))
 
     @property
     def center(self) -> float:

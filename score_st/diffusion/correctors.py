@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float
+from score_st.checks import POSITIVE, check_fields
 from score_st.config import Table
 from score_st.diffusion.dims import expand, sum_dims
 from score_st.diffusion.parametrization import Score
@@ -32,6 +33,10 @@ class Corrector(abc.ABC):
 
     snr: float
     transition: Transition = exact_transition
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, snr=POSITIVE)
 
     @classmethod
     def from_config(cls, sampling) -> "Corrector":

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Float, Int
+from score_st.checks import FINITE, NOT_NEGATIVE, check_fields, check_mask
 from score_st.config import ConfigError
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
 from score_st.diffusion.samplers import Project
 from score_st.diffusion.sde import SDE
 from score_st.diffusion.stages import Stage, Staged, between, stages
+from score_st.ranges import Number
 
 Images = Float[Array, "B H W C"]
 
@@ -40,7 +42,11 @@ def replace(
       images: scaled; where the mask is 0 their values do not matter.
       mask: 1 where the images are known and 0 elsewhere, broadcast to `images`.
       basis: an orthogonal matrix; the mask's channels belong to its rows. None: the channels themselves.
+
+    Raises:
+      ConfigError: the mask does not broadcast, or (outside jit) has values below 0 or above 1.
     """
+    check_mask(mask, images.shape)
     basis = jnp.eye(images.shape[-1]) if basis is None else basis
 
     def project(x: Array, t: Array, z: Array) -> Array:
@@ -93,6 +99,10 @@ class Autoguidance:
 
     weight: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, weight=FINITE)
+
     def __call__(self, sde: SDE, main: Score, guide: Score) -> Score:
         """The guided score; each of its evaluations is one of both networks."""
         if self.weight == 1:
@@ -106,6 +116,41 @@ class Autoguidance:
             return Stage(score, main.evaluations + guide.evaluations, guide.start, guide.end)
 
         return Staged(tuple(pair(a, b) for a in stages(main) for b in between(guide, a.start, a.end)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree:
+    """s_none + w (s_class − s_none), with the score without a class (Ho and Salimans 2022).
+
+    Attributes:
+      weight: w. 1 is the score of the class alone.
+      low: the σ/α from which it guides, and below which the score of the class is alone.
+      high: the σ/α up to which it guides, and above which the score of the class is alone (Kynkäänniemi et al. 2024).
+    """
+
+    weight: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, weight=FINITE, low=NOT_NEGATIVE, high=Number(float, self.low, open="(", also=(math.inf,)))
+
+    def __call__(self, sde: SDE, conditional: Score, unconditional: Score) -> Score:
+        """The guided score; outside the interval it evaluates one network, inside two."""
+        if self.weight == 1:
+            return conditional
+        with jax.ensure_compile_time_eval():
+            noise = lambda t: float(jnp.exp(-0.5 * sde.logsnr(jnp.float32(t))))
+            time = lambda ratio: float(sde.time(jnp.float32(-2 * math.log(ratio))))
+            start = time(self.high) if self.high < noise(sde.T) else math.inf
+            end = time(self.low) if self.low > noise(sde.eps) else 0.0
+        outer = between(conditional, math.inf, start) if start < math.inf else ()
+        inner = Autoguidance(self.weight)(
+            sde, Staged(between(conditional, start, end)), Staged(between(unconditional, start, end))
+        )
+        lower = between(conditional, end, 0.0) if end > 0 else ()
+        return Staged((*outer, *stages(inner), *lower))
 
 
 @dataclasses.dataclass(frozen=True)

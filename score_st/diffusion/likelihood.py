@@ -49,8 +49,8 @@ class NLL:
 
     @property
     def total(self) -> Values:
-        """−log p."""
-        return self.prior + self.trace
+        """−log p; NaN where the solver did not reach T."""
+        return jnp.where(self.reached, self.prior + self.trace, jnp.nan)
 
 
 def check_exact_trace(dims: int) -> None:

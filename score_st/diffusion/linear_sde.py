@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float, Key
+from score_st.checks import FRACTION, POSITIVE, check_fields
 from score_st.config import ConfigError
 from score_st.diffusion import parametrization
 from score_st.diffusion.dims import expand
@@ -35,6 +36,10 @@ class Prior:
     """
 
     std: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range, as other dataclasses here do."""
+        check_fields(self, std=POSITIVE)
 
     def sample(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
         """One draw of this shape."""
@@ -81,6 +86,10 @@ class SDE(abc.ABC):
     T: float = dataclasses.field(default=1.0, init=False)
 
     eps_is_part_of_the_diffusion: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range; a subclass calls it before it checks its own."""
+        check_fields(self, eps=FRACTION)
 
     @classmethod
     def from_config(cls, config) -> "SDE":

@@ -1,11 +1,11 @@
 """How a network stands for the score ∇ log p_t(x): how its input and output are scaled, and what it is told of t."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 
 from score_st.array_types import Array, Float
 from score_st.config import ConfigError, Table
@@ -106,6 +106,17 @@ def log_noise_level(sde: Diffusion) -> OfTime:
     return lambda t: -0.125 * sde.logsnr(t)
 
 
+def ddpm_step(sde: Diffusion, beta_min: float, beta_max: float, n: int) -> OfTime:
+    """Returns the step, 0 to `n` − 1, at which DDPM's levels have the noise of t; between two levels, a fraction.
+
+    DDPM's β_i go evenly from beta_min / n to beta_max / n (Ho et al. 2020, section 4). Steps are interpolated in
+    logSNR. Below the first level and above the last the step stays there.
+    """
+    log_alpha2 = np.cumsum(np.log1p(-np.linspace(beta_min / n, beta_max / n, n)))
+    noise_of_step = np.log(-np.expm1(log_alpha2)) - log_alpha2  # −logSNR, which rises
+    return lambda t: jnp.interp(-sde.logsnr(t), jnp.asarray(noise_of_step, t.dtype), jnp.arange(n, dtype=t.dtype))
+
+
 def noise(sde: Diffusion) -> Parametrization:
     """The network predicts the noise, so the score is −F/σ (Ho et al. 2020, section 3.2)."""
     return Parametrization(bounded_time, lambda t: -1 / sde.sigma(t))
@@ -154,10 +165,6 @@ def smld(last: float, n: int) -> Parametrization:
 
 def _preconditioned(config, sde: Diffusion, std: float, mean: float = 0.0) -> Parametrization:
     model = config.model
-    if not (math.isfinite(std) and std > 0):
-        raise ConfigError(f"config.model.data_std={std}: should be above 0; `python -m score_st.data` prints it")
-    if not math.isfinite(mean):
-        raise ConfigError(f"config.model.data_mean={mean}: should be finite; `python -m score_st.data` prints it")
     for section, key in (("model", "scale_by_sigma"), ("training", "official_loss")):
         if config[section][key]:
             raise ConfigError(
@@ -177,6 +184,17 @@ PARAMETRIZATIONS: Table[Callable[..., Parametrization]] = Table(
         "velocity": lambda config, sde: _preconditioned(config, sde, 1.0),
     },
 )
+
+
+def _ddpm_step(model, sde: Diffusion) -> OfTime:
+    if model.beta_max >= model.num_scales:
+        raise ConfigError(
+            f"config.model.num_scales={model.num_scales}: should be more than beta_max={model.beta_max:g} for "
+            "time_conditioning=ddpm_step, as β_i is below 1"
+        )
+    return ddpm_step(sde, model.beta_min, model.beta_max, model.num_scales)
+
+
 # builders of the time conditioning, and of what a Fourier embedding takes for its logarithm (or None)
 TIME_CONDITIONINGS: Table[Callable[..., tuple[OfTime, OfTime | None]]] = Table(
     "model.time_conditioning",
@@ -184,6 +202,7 @@ TIME_CONDITIONINGS: Table[Callable[..., tuple[OfTime, OfTime | None]]] = Table(
         "bounded": lambda config, sde: (bounded_time, None),
         "unbounded": lambda config, sde: sde.unbounded_time_conditioning(config.training),
         "log_noise_level": lambda config, sde: (log_noise_level(sde),) * 2,
+        "ddpm_step": lambda config, sde: (_ddpm_step(config.model, sde), None),
     },
 )
 

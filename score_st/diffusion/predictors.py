@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float
+from score_st.checks import NOT_NEGATIVE, check_fields
 from score_st.config import ConfigError, Table
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score, denoise
@@ -94,6 +95,10 @@ class EulerMaruyama(Predictor):
 
     lambda_: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, lambda_=NOT_NEGATIVE)
+
     def __call__(
         self, score: Score, sde: SDE, x: Images, t: Times, s: Times, z: Images, memory: Memory
     ) -> tuple[Images, Images, Memory]:
@@ -114,6 +119,10 @@ class ReverseDiffusion(Predictor):
 
     lambda_: float = 1.0
     transition: Transition = exact_transition
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, lambda_=NOT_NEGATIVE)
 
     def __call__(
         self, score: Score, sde: SDE, x: Images, t: Times, s: Times, z: Images, memory: Memory
@@ -155,6 +164,10 @@ class DDIM(Predictor):
 
     lambda_: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, lambda_=NOT_NEGATIVE)
+
     def __call__(
         self, score: Score, sde: SDE, x: Images, t: Times, s: Times, z: Images, memory: Memory
     ) -> tuple[Images, Images, Memory]:
@@ -178,6 +191,10 @@ class Heun(Predictor):
     evaluations: ClassVar[int] = 2
 
     churn: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, churn=NOT_NEGATIVE)
 
     @classmethod
     def from_config(cls, sampling, steps: int) -> "Heun":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Bool, Float, Int
+from score_st.checks import ONE_OR_MORE, POSITIVE, check_fields
 from score_st.config import Table
 from score_st.diffusion.dims import expand
 from score_st.diffusion.parametrization import Score
@@ -62,6 +63,11 @@ class Solver:
     atol: float = 1e-5
     max_steps: int = 4096
     method: str = "Dopri5"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, rtol=POSITIVE, atol=POSITIVE, max_steps=ONE_OR_MORE)
+        SOLVERS.choose(self.method)
 
     def solve(
         self, field: Callable, x: Any, start: Float[Array, ""], end: Float[Array, ""], args: Any = None

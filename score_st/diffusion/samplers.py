@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array, Float, Int, Key
-from score_st.config import ConfigError, Table
+from score_st.checks import NOT_NEGATIVE, ONE_OR_MORE, check_fields
+from score_st.config import Table
 from score_st.diffusion import probability_flow
 from score_st.diffusion.correctors import CORRECTORS, Corrector
 from score_st.diffusion.dims import expand
@@ -94,6 +95,10 @@ class PredictorCorrector:
     steps: int = 1000
     grid: Grid = uniform_grid
     denoise: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, corrections=NOT_NEGATIVE, steps=ONE_OR_MORE)
 
     @property
     def evaluations_per_step(self) -> int:
@@ -290,9 +295,6 @@ def from_config(config) -> Sampler:
     Raises:
       ConfigError: an unknown name or an impossible setting, also of a method that is not chosen.
     """
-    steps = config.sampling.steps
-    if steps < 0:
-        raise ConfigError(f"config.sampling.steps={steps}: should be 1 or more, or 0 for model.num_scales")
     build = METHODS.choose(config.sampling.method)
     _predictor_corrector(config)
     return build(config)

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from score_st.array_types import Array
-from score_st.config import Table
+from score_st.checks import NOT_NEGATIVE, POSITIVE, check_fields, is_traced
+from score_st.config import ConfigError, Table
 from score_st.diffusion import parametrization
 from score_st.diffusion.linear_sde import SDE, NoiseLevels, Prior, Times
 from score_st.diffusion.parametrization import OfTime, Parametrization
+from score_st.ranges import Number
 
 __all__ = ["RVE", "SDE", "SDES", "VE", "VP", "NoiseLevels", "Prior", "SubVP", "from_config"]
 
@@ -23,6 +25,13 @@ class VP(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, beta_min=NOT_NEGATIVE)
+        check_fields(self, beta_max=POSITIVE)
+        check_fields(self, beta_max=Number(float, self.beta_min))
 
     @classmethod
     def from_config(cls, config) -> "VP":
@@ -88,7 +97,13 @@ class VP(SDE):
         return functools.partial(self.unbounded_time, stabilizer=training.stabilizing_constant), None
 
     def noise_levels(self, n: int) -> NoiseLevels | None:
-        """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4)."""
+        """DDPM's `n` levels, with linear β_i and the variance 1 − ∏(1 − β) (Ho et al. 2020, eq. 4).
+
+        Raises:
+          ConfigError: there are so few that a β_i, at most beta_max / n, would be 1 or more.
+        """
+        if not is_traced(self.beta_max) and n <= self.beta_max:
+            raise ConfigError(f"{n} noise levels: should be more than beta_max={self.beta_max:g}, as β_i is below 1")
         beta = jnp.linspace(self.beta_min / n, self.beta_max / n, n)
         alpha2 = jnp.exp(jnp.cumsum(jnp.log1p(-beta)))
         return NoiseLevels(
@@ -132,6 +147,11 @@ class VE(SDE):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, sigma_min=POSITIVE, sigma_max=Number(float, self.sigma_min, open="("))
 
     @classmethod
     def from_config(cls, config) -> "VE":
@@ -193,6 +213,11 @@ class RVE(VE):
     eta: float = 1e-3
 
     eps_is_part_of_the_diffusion: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        super().__post_init__()
+        check_fields(self, eta=Number(float, 0, self.sigma_max, "()"))
 
     @classmethod
     def from_config(cls, config) -> "RVE":

@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
 from score_st.array_types import Array, Float, Key
+from score_st.checks import POSITIVE, check_fields
 from score_st.config import ConfigError, Table
 from score_st.diffusion import sde as sdes
 from score_st.diffusion import truncation, weighting
@@ -96,6 +97,10 @@ class IDODE:
     """
 
     data_std: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, data_std=POSITIVE)
 
     @property
     def natural(self) -> Weighting:
@@ -227,7 +232,7 @@ TIME_SAMPLERS: Table[Callable[..., TimeSampler]] = Table(
         "uniform": lambda config: Uniform(),
         "importance": lambda config: Importance(),
         "reciprocal": lambda config: Reciprocal(),
-        "idode": lambda config: IDODE(weighting.positive(config, "model", "data_std")),
+        "idode": lambda config: IDODE(config.model.data_std),
         "lognormal": _lognormal,
         "softened": _softened,
     },

@@ -11,9 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_st.array_types import Array, Float, Key
+from score_st.checks import FRACTION, check_fields
 from score_st.config import ConfigError, Table
 from score_st.diffusion import sde as sdes
 from score_st.diffusion.sde import SDE
+from score_st.ranges import Number
 
 Values = Float[Array, "*values"]
 Weighting = Callable[[SDE, Array], Array]  # see `weighting.Weighting`
@@ -46,6 +48,10 @@ class Truncation:
 
     k: float
     eps: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, k=Number(float, 0, also=(math.inf,), words="0 or more, or inf"), eps=FRACTION)
 
     def quantile(self, u: Values) -> Values:
         """The τ with P_k(τ' <= τ) = u, for u in [0, 1): τ = ε (1 − u (1 − ε^(k−1)))^(−1/(k−1))."""
@@ -162,8 +168,6 @@ def _power(config) -> Truncation:
     k, name = config.training.k, config.training.truncation_weighting
     if name:
         raise ConfigError(f"config.training.truncation_weighting={name}: needs truncation_prior=weighting")
-    if not k >= 0:
-        raise ConfigError(f"config.training.k={k}: should be 0 or more, or inf for no Soft Truncation")
     return Truncation(k, config.training.truncation_time)
 
 
@@ -192,9 +196,6 @@ TRUNCATION_PRIORS: Table[Callable[..., TruncationPrior]] = Table(
 
 def random_from_config(config) -> TruncationPrior:
     """The prior that training.truncation_prior names, whatever training.st is; raises as `from_config`."""
-    eps = config.training.truncation_time
-    if not 0 < eps < 1:
-        raise ConfigError(f"config.training.truncation_time={eps}: should be between 0 and 1")
     return TRUNCATION_PRIORS.choose(config.training.truncation_prior)(config)
 
 

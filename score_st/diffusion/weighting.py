@@ -7,10 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 
 from score_st.array_types import Array, Float
+from score_st.checks import FINITE, POSITIVE, check_fields
 from score_st.config import ConfigError, Table, default
+from score_st.diffusion import sde as sdes
 from score_st.diffusion import truncation
 from score_st.diffusion.sde import SDE
 from score_st.diffusion.truncation import TruncationPrior
@@ -59,6 +62,10 @@ class SignalFraction:
 
     data_std: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, data_std=POSITIVE)
+
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
         return likelihood(sde, t) * jax.nn.sigmoid(sde.logsnr(t) + 2 * math.log(self.data_std))
@@ -89,6 +96,10 @@ class Sigmoid:
 
     bias: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, bias=FINITE)
+
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
         return likelihood(sde, t) * jax.nn.sigmoid(self.bias - sde.logsnr(t))
@@ -103,6 +114,10 @@ class MinSNR:
     """
 
     gamma: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, gamma=POSITIVE)
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
@@ -120,6 +135,10 @@ class Lognormal:
 
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, mean=FINITE, std=POSITIVE)
 
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
@@ -140,17 +159,41 @@ class EDM:
     times: Lognormal
     data_std: float
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of its range."""
+        check_fields(self, data_std=POSITIVE)
+
     def __call__(self, sde: SDE, t: Times) -> Times:
         """See `Weighting`."""
         return self.times(sde, t) * (1 + jnp.exp(-sde.logsnr(t)) / self.data_std**2)
 
 
-def positive(config, section: str, key: str) -> float:
-    """The number at a key of the configuration; raises ConfigError unless it is positive and finite."""
-    value = config[section][key]
-    if not 0 < value < math.inf:
-        raise ConfigError(f"config.{section}.{key}={value}: should be positive")
-    return value
+@dataclasses.dataclass(frozen=True)
+class RaisedVariance:
+    """The weighting c = (g²/σ²) · max_{s <= t} (σ²/g²)(s): the smallest above the variance's that theorem 1 allows.
+
+    λ/g² does not decrease, which Kim et al. 2022, theorem 1 needs for a prior P_λ. For the variance weighting it is
+    σ²/g², which for VP falls from t = 0.350 on. See `raised_variance`, which makes one.
+
+    Attributes:
+      sde: the diffusion of the table, with ε.
+      log_t: ln t of the nodes, increasing to ln T.
+      highest: the largest σ²/g² up to each node.
+    """
+
+    sde: SDE
+    log_t: np.ndarray = dataclasses.field(compare=False, repr=False)
+    highest: np.ndarray = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """See `Weighting`; the SDE is the one of the table."""
+        return jnp.maximum(1.0, likelihood(sde, t) * jnp.interp(jnp.log(t), self.log_t, self.highest))
+
+
+def raised_variance(sde: SDE) -> RaisedVariance:
+    """The `RaisedVariance` of an SDE; not to be called while tracing."""
+    t, ratio = truncation.tabulated(sde, lambda t: 1 / likelihood(sde, t))
+    return RaisedVariance(sde, np.log(t), np.maximum.accumulate(ratio))
 
 
 def _softened(config) -> Softened:
@@ -160,26 +203,14 @@ def _softened(config) -> Softened:
     return Softened(truncation.random_from_config(config))
 
 
-def _sigmoid(config) -> Sigmoid:
-    bias = config.training.sigmoid_bias
-    if not math.isfinite(bias):
-        raise ConfigError(f"config.training.sigmoid_bias={bias}: should be finite")
-    return Sigmoid(bias)
-
-
 def lognormal_from_config(config) -> Lognormal:
     """With training.lognormal_mean and lognormal_std.
 
     The mean is stated for data in [−1, 1]. Data in [0, 1] are half as wide, and so is the noise that does the same to
     them: the mean is then less by ln 2.
-
-    Raises:
-      ConfigError: a mean that is not finite, or a standard deviation that is not positive.
     """
-    mean, std = config.training.lognormal_mean, positive(config, "training", "lognormal_std")
-    if not math.isfinite(mean):
-        raise ConfigError(f"config.training.lognormal_mean={mean}: should be finite")
-    return Lognormal(mean if config.data.centered else mean - math.log(2), std)
+    mean = config.training.lognormal_mean - (0 if config.data.centered else math.log(2))
+    return Lognormal(mean, config.training.lognormal_std)
 
 
 # builders of the weighting, from the configuration
@@ -191,9 +222,10 @@ WEIGHTINGS: Table[Callable[..., Weighting]] = Table(
         "reciprocal": lambda config: reciprocal,
         "reciprocal_likelihood": lambda config: reciprocal_likelihood,
         "softened": _softened,
-        "sigmoid": _sigmoid,
-        "min_snr": lambda config: MinSNR(positive(config, "training", "min_snr_gamma")),
-        "edm": lambda config: EDM(lognormal_from_config(config), positive(config, "model", "data_std")),
+        "sigmoid": lambda config: Sigmoid(config.training.sigmoid_bias),
+        "min_snr": lambda config: MinSNR(config.training.min_snr_gamma),
+        "raised_variance": lambda config: raised_variance(sdes.from_config(config)),
+        "edm": lambda config: EDM(lognormal_from_config(config), config.model.data_std),
     },
     also=("training.truncation_weighting",),
 )

@@ -1,7 +1,6 @@
 """Bits per dimension of a model on every test image: the likelihood by the flow and the variational bound."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from score_st import strict_json
+from score_st.array_types import Int
 from score_st.data.images import Images
+from score_st.data.labels import labels_of
 from score_st.diffusion import time_sampling
 from score_st.evaluation import image_terms, loss_by_time, provenance, runner
 from score_st.model import DiffusionModel
 from score_st.reporting import figures as plots
-from score_st.runtime import profiling
+from score_st.runtime import endings, profiling
 from score_st.runtime.progress import Loop
 from score_st.runtime.workdir import write_text
 
@@ -62,6 +64,22 @@ def summary(name: str, repeats: list[dict], offset: float) -> dict[str, Any]:
     return figures
 
 
+def by_class(name: str, repeats: list[dict], offset: float, labels: Int[np.ndarray, " N"]) -> dict[str, Any]:
+    """Returns the mean of a figure over the images of each class, and their number; None for a class without images.
+
+    Args:
+      name: one of FIGURES.
+      repeats: as for `summary`.
+      offset: as for `summary`.
+      labels: the class of each image, -1 for none.
+    """
+    values = np.mean([image_terms.total(terms) for terms in repeats], axis=0) + offset
+    reached = np.all([terms.get("reached", np.ones(len(values), bool)) for terms in repeats], axis=0)
+    groups = [values[(labels == label) & reached] for label in range(int(labels.max()) + 1)]
+    means = [float(group.mean()) if len(group) else None for group in groups]
+    return {f"{name}_by_class": means, "images_by_class": [len(group) for group in groups]}
+
+
 def _run_repeats(
     name: str,
     run: runner.ImageRunner,
@@ -90,9 +108,8 @@ def _run_repeats(
 def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section: Any) -> dict[str, Any]:
     """Returns those figures of `eval/bpd.json` that `section`, a configuration's `eval`, asks for."""
     repeats: dict[str, list] = {}
-    # one program for both starts: it takes longer to compile than small networks take to run
     plain = evaluation if section.residual else dataclasses.replace(evaluation, half_bin=0.0)
-    flow = jax.jit(lambda params, images, indices, from_x0, key: plain.nll(params, images, indices, key, from_x0))
+    flow = plain.compiled["nll"]
     # a density at x_0 is no lossless figure
     from_x0 = not section.residual or (section.from_x0 and evaluation.log_mass is None)
     start = lambda name: (name, run, evaluation.offset(name))
@@ -105,8 +122,7 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
     if section.nelbo_iter:
         key = lambda repeat: jax.random.fold_in(jax.random.key(run.seed), repeat)
         u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), (len(run.images),))),)
-        bound = jax.jit(evaluation.nelbo)
-        repeats["nelbo"] = _run_repeats(*start("nelbo"), section.nelbo_iter, bound, per_image=u)
+        repeats["nelbo"] = _run_repeats(*start("nelbo"), section.nelbo_iter, evaluation.compiled["nelbo"], per_image=u)
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
     if nelbo := repeats.get("nelbo"):
         repeats["nelbo_without_residual"] = [
@@ -117,12 +133,16 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
     figures: dict[str, Any] = {}
     for name in repeats:
         figures |= summary(name, repeats[name], evaluation.offset(name))
+        if evaluation.labels is not None:
+            figures |= by_class(name, repeats[name], evaluation.offset(name), np.asarray(evaluation.labels))
     return figures | seconds
 
 
 def _warn(evaluation: image_terms.Evaluation) -> None:
     if evaluation.model.scaler.dequantization == "none":
         print("warning: dequantization none: the density at discrete points, which is no likelihood", file=sys.stderr)
+    if evaluation.model.num_classes and evaluation.labels is None:
+        print("warning: the images have no classes: the figures are those of no class", file=sys.stderr)
     if evaluation.lambda_:
         print("warning: eval.lambda_: nll follows the drift of the reverse SDE without its noise", file=sys.stderr)
 
@@ -161,8 +181,8 @@ def evaluate(
     Returns:
       What is in bpd.json.
     """
-    image_terms.check_batch_size(config, mesh)
-    section, evaluation = config.eval, image_terms.from_config(config, model)
+    image_terms.check_batch_size(config, model, mesh)
+    section, evaluation = config.eval, image_terms.from_config(config, model, labels_of(images))
     writes, folder = jax.process_index() == 0, folder or workdir / "eval"
     if writes:
         _warn(evaluation)
@@ -176,11 +196,13 @@ def evaluate(
         data |= {"sde": config.training.sde, "truncation_time": model.sde.eps}
         result = compute(evaluation, run, section) | data | settings
         if writes:
-            write_text(folder / "bpd.json", json.dumps(result, indent=1))
-            show(result)
+            write_text(folder / "bpd.json", strict_json.dumps(result, indent=1))
+            with endings.said("the table was not shown"):
+                show(result)
         curve = loss_by_time.curve(evaluation, run, min(section.gradient_images, len(images)))
     if writes:
-        write_text(folder / "loss_by_time.json", json.dumps(curve))
-        plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
-        plots.bpd_by_time(curve, folder / "bpd_by_time.png")
+        write_text(folder / "loss_by_time.json", strict_json.dumps(curve))
+        with endings.said(f"the curves over t were not drawn in {folder}"):
+            plots.loss_by_time({workdir.name: curve}, folder / "loss_by_time.png")
+            plots.bpd_by_time(curve, folder / "bpd_by_time.png")
     return result

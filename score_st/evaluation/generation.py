@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.array_types import Array, UInt8
-from score_st.config import ConfigError, differences
-from score_st.diffusion import samplers
+from score_st import ranges, strict_json
+from score_st.array_types import Array, Int, UInt8
+from score_st.config import ConfigError, check, default, differences, flatten
+from score_st.diffusion import guidance, samplers
+from score_st.diffusion.parametrization import Score
 from score_st.evaluation.runner import BatchRunner
-from score_st.model import DiffusionModel
+from score_st.model import DiffusionModel, by_image
 from score_st.reporting import image_grid
-from score_st.runtime import profiling, progress, resumable
+from score_st.runtime import cli, endings, memory, numpy_files, profiling, progress, resumable
 from score_st.runtime.workdir import write_text
 
 DIVERGED = "the sampler diverged; more steps or another config.sampling.method may help"
@@ -29,15 +30,26 @@ SHARDS = "samples_{:07d}.npz"  # the number of the first image
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that all commands with a sampler share."""
     option = parser.add_argument_group("sampler").add_argument
-    option("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    option("--step", type=int, help="the checkpoint's step; the newest by default")
+    option(
+        "--seed", type=cli.within(ranges.SEED), default=0, help="image i is a function of the seed and i (default 0)"
+    )
+    option("--step", type=cli.within(ranges.COUNT_OR_0), help="the checkpoint's step; the newest by default")
     names = ", ".join(samplers.PREDICTORS)
     option("--sampler", metavar="NAME", help=f"ode, or a predictor ({names}) with or without +corrector")
-    option("--steps", type=int, metavar="N", help="steps of the predictor, short for --config.sampling.steps")
+    option(
+        "--steps",
+        type=cli.within(ranges.COUNT),
+        metavar="N",
+        help="steps of the predictor, short for --config.sampling.steps",
+    )
 
 
 def with_sampler(config: ConfigDict, sampler: str | None, steps: int | None) -> ConfigDict:
-    """Changes `config` to what --sampler ("ode", "heun", "reverse_diffusion+langevin") and --steps say; returns it."""
+    """Changes `config` to what --sampler ("ode", "heun", "reverse_diffusion+langevin") and --steps say; returns it.
+
+    Raises:
+      ConfigError: steps for the adaptive solver, which chooses its own.
+    """
     with config.unlocked():
         if sampler == "ode":
             config.sampling.method = "ode"
@@ -45,15 +57,52 @@ def with_sampler(config: ConfigDict, sampler: str | None, steps: int | None) -> 
             predictor, _, corrector = sampler.partition("+")
             config.sampling.update(method="pc", predictor=predictor, corrector=corrector or "none")
         if steps is not None:
+            if config.sampling.method == "ode":
+                raise ConfigError(
+                    f"--steps {steps}: the sampler ode chooses its own; another one can have them, such as heun"
+                )
             config.sampling.steps = steps
+    check(config)
     return config
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ConfigError for batches or groups of no images."""
-    for key in ("batch_size", "group"):
-        if config.sampling[key] < 1:
-            raise ConfigError(f"config.sampling.{key}={config.sampling[key]}: should be 1 or more")
+def check_memory(config: ConfigDict, model: DiffusionModel, mesh: Mesh) -> None:
+    """Raises ConfigError if the devices of the mesh have no room for sampling.group images."""
+    group = config.sampling.group
+    needs = {f"{group:,} images at a time": model.least_bytes(group)}
+    memory.check(mesh, f"config.sampling.group={group}", needs)
+
+
+def classes(config: ConfigDict, model: DiffusionModel, indices: Int[Array, " B"]) -> Int[Array, " B"] | None:
+    """Returns the classes of samples, -1 for none, as sampling.label says; None for a network without classes.
+
+    Raises:
+      ConfigError: there is no such class.
+    """
+    label, count = config.sampling.label, model.num_classes
+    if label.isdecimal() and int(label) >= count:
+        has = f"has classes 0 ... {count - 1}" if count else "has no classes"
+        raise ConfigError(f"config.sampling.label={label}: the network {has}")
+    if not count:
+        return None
+    return indices % count if label == "all" else jnp.full(len(indices), -1 if label == "none" else int(label))
+
+
+def score_given(config: ConfigDict, model: DiffusionModel, params: Any, labels: Any) -> Score:
+    """Returns the score given classes, with the guidance of sampling.class_guidance.
+
+    Raises:
+      ConfigError: guidance without classes.
+    """
+    sampling, score = config.sampling, model.score(params, labels=labels)
+    if sampling.class_guidance == 1:
+        return score
+    if not model.num_classes:
+        raise ConfigError(f"config.sampling.class_guidance={sampling.class_guidance}: the network has no classes")
+    if labels is None:
+        return score
+    edges = sampling.class_guidance_from, sampling.class_guidance_to
+    return guidance.ClassifierFree(sampling.class_guidance, *edges)(model.sde, score, model.score(params))
 
 
 def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int = 1) -> jax.stages.Wrapped:
@@ -70,11 +119,16 @@ def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int 
       [B, F, H, W, C]: x_t brought to the spread of images.
     """
     sampler, sde, scaler = samplers.from_config(config), samplers.sampling_sde(config, model.sde), model.scaler
+    shape = model.image_shape
+    if frames > 1 and model.num_classes:
+        raise ConfigError(f"config.model.num_classes={model.num_classes}: no trajectories of classes can be drawn")
 
     @jax.jit
     def generate(params: Any, indices: Any) -> dict[str, Array]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        x, nfe, *states = sampler(model.score(params), sde, keys, model.image_shape, frames)
+        labels = classes(config, model, indices)
+        draw = lambda label, keys: sampler(score_given(config, model, params, label), sde, keys, shape, frames)
+        x, nfe, *states = by_image(draw, labels, keys)
         result = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
         if states:
             alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
@@ -135,7 +189,8 @@ def write_picture(
     """Writes a picture of `num` samples."""
     images, _ = draw(config, model, params, num, config.seed, mesh)
     if jax.process_index() == 0:
-        image_grid.grid(images, config.data.num_levels, path)
+        with endings.said(f"{path} was not drawn"):
+            image_grid.grid(images, config.data.num_levels, path)
 
 
 def claim_folder(folder: Path, settings: dict) -> None:
@@ -147,21 +202,26 @@ def claim_folder(folder: Path, settings: dict) -> None:
     about = folder / "samples.json"
     try:
         if about.exists():
-            old = json.loads(about.read_text())["settings"]
+            keys = flatten(default()).items()  # those that an older file lacks count as their default
+            stored = dict(strict_json.loads(about.read_bytes())["settings"])
+            old = {key: value for key, value in keys if key in settings} | stored
             if changes := differences(old, settings, settings | old):
                 raise ConfigError(f"--out {folder}: holds samples of {changes}; name another folder")
-        elif list(folder.glob("*.npz")):
+        elif list(folder.glob("[!.]*.npz")):
             raise ConfigError(f"--out {folder}: holds .npz files that are not of this command; name another folder")
         if jax.process_index() == 0:
-            write_text(about, json.dumps({"settings": settings}, indent=1))
+            write_text(about, strict_json.dumps({"settings": settings}, indent=1))
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--out {folder}: can't be used ({error}); name another folder") from error
 
 
-def _holds(num: int, shard: resumable.Result) -> bool:
-    return len(shard["nfe"]) >= num
+def _holds(num: int, shape: tuple[int, ...], shard: resumable.Result) -> bool:
+    """Whether a shard has `num` images [H, W, C] = `shape`, and no more of one thing than of another."""
+    samples, nfe = shard["samples"], shard["nfe"]
+    fits = samples.dtype == np.uint8 and samples.shape == (len(nfe), *shape) and nfe.ndim == 1
+    return fits and len(nfe) >= num and nfe.dtype.kind in "if" and bool(np.isfinite(nfe).all())
 
 
 def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: int, folder: Path) -> float:
@@ -170,7 +230,8 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
     Returns:
       The mean number of network evaluations.
     """
-    size, evaluations = config.sampling.batch_size, []
+    size, evaluations, data = config.sampling.batch_size, [], config.data
+    shape = (data.image_size, data.image_size, data.num_channels)
     loop = progress.Loop("samples", 0, num, "images", seconds=2)
     results = resumable.JobFiles(folder, SHARDS, resumable.NPZ, writes=jax.process_index() == 0)
     drawn: set[int] = set()
@@ -190,19 +251,23 @@ def write_shards(config: ConfigDict, run: BatchRunner, generate: Callable, num: 
                 loop(done, f"{part['nfe'].mean():.0f} evaluations")
             return _concatenate(parts)
 
-        shard = results((first,), compute, valid=functools.partial(_holds, stop - first))
+        shard = results((first,), compute, valid=functools.partial(_holds, stop - first, shape))
         evaluations.append(shard["nfe"][: stop - first])
         if first not in drawn:
             loop.skip(stop)
     return float(np.concatenate(evaluations).mean())
 
 
-def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
-    """Returns the images of a folder of shards, or the first `num` of them."""
-    images: list[np.ndarray] = []
+def shards(folder: Path, num: int | None = None) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+    """Yields the images of each file of a folder of shards, up to the first `num` in all."""
     count = 0
     for path in sorted(folder.glob("samples_*.npz")):
         if num is None or count < num:
-            images.append(np.load(path)["samples"])
-            count += len(images[-1])
-    return np.concatenate(images)[:num]
+            images = numpy_files.read_npz(path, ["samples"])["samples"][: None if num is None else num - count]
+            count += len(images)
+            yield images
+
+
+def read_shards(folder: Path, num: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
+    """Returns the images of a folder of shards, or the first `num` of them."""
+    return np.concatenate(list(shards(folder, num)))

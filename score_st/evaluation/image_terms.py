@@ -1,6 +1,7 @@
 """The terms of every figure for single images: what is computed, and how."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,8 +17,9 @@ from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, probability_flow
 from score_st.diffusion.dims import expand, sum_dims
-from score_st.model import DiffusionModel
-from score_st.runtime import sharding
+from score_st.diffusion.parametrization import Score
+from score_st.model import DiffusionModel, by_image
+from score_st.runtime import memory, sharding
 
 PROBES = Table("eval.hutchinson_type", {"Rademacher": jax.random.rademacher, "Gaussian": jax.random.normal})
 
@@ -55,6 +57,7 @@ class Evaluation:
       half_bin: half the width of a level for truncated normal dequantization; 0 for any other.
       samples: K of the importance-weighted bound of truncated normal dequantization.
       lambda_: names the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
+      labels: the class of each image of the split, for a network that is told classes.
     """
 
     model: DiffusionModel
@@ -65,6 +68,19 @@ class Evaluation:
     half_bin: float = 0.0
     samples: int = 1
     lambda_: float = 0.0
+    labels: Int[Array, " N"] | None = None
+
+    def _score(self, params: Any, indices: Any) -> Score:
+        """Returns the score, given the classes of these images."""
+        return self.model.score(params, labels=None if self.labels is None else jnp.asarray(self.labels)[indices])
+
+    @functools.cached_property
+    def compiled(self) -> dict[str, Callable]:
+        """`nll`, `nelbo`, `loss_at` and `gradient_of`, jitted: programs that all weights of a model share."""
+        # one program for both starts of the flow: it takes longer to compile than small networks take to run
+        flow = lambda params, images, indices, from_x0, key: self.nll(params, images, indices, key, from_x0)
+        others = {"nelbo": self.nelbo, "loss_at": self.loss_at, "gradient_of": self.gradient_of}
+        return {name: jax.jit(function) for name, function in {"nll": flow, **others}.items()}
 
     def bits(self, nats: Any) -> Any:
         """Converts a term from nats an image to bits a dimension; `offset` is added once to their sum."""
@@ -84,16 +100,22 @@ class Evaluation:
         probes = draw(self.probe, 3, (self.probes, *shape)).astype(x.dtype) if self.probe else None
         return x, draw(jax.random.normal, 1), draw(jax.random.normal, 2), probes
 
-    def _flow(self, params: Any, x: Any, probes: Any) -> tuple[dict, dict]:
+    def _flow(self, params: Any, x: Any, indices: Any, probes: Any) -> tuple[dict, dict]:
         model = self.model
-        result = likelihood.nll(model.score(params), model.sde, x, probes, self.solver, self.lambda_)
-        counts = {"nfe": result.evaluations, "reached": result.reached}
-        return {"prior": self.bits(result.prior), "trace": self.bits(result.trace)}, counts
 
-    def _reconstruction(self, params: Any, x: Any, z: Any) -> Any:
+        def nll(labels: Any, x: Any, probes: Any) -> dict:
+            score = model.score(params, labels=labels)
+            return vars(likelihood.nll(score, model.sde, x, probes, self.solver, self.lambda_))
+
+        labels = None if self.labels is None else jnp.asarray(self.labels)[indices]
+        result = by_image(nll, labels, x, probes)
+        counts = {"nfe": result["evaluations"], "reached": result["reached"]}
+        return {"prior": self.bits(result["prior"]), "trace": self.bits(result["trace"])}, counts
+
+    def _reconstruction(self, params: Any, x: Any, indices: Any, z: Any) -> Any:
         model = self.model
         eps = jnp.full(len(x), model.sde.eps)
-        return self.bits(losses.reconstruction(model.score(params), model.sde, x, eps, z, self.log_mass))
+        return self.bits(losses.reconstruction(self._score(params, indices), model.sde, x, eps, z, self.log_mass))
 
     def nll(
         self,
@@ -116,17 +138,17 @@ class Evaluation:
             return self._importance_weighted(params, images, indices, key)
         x, z, _, probes = self._inputs(images, indices, key)
         mean, std = self.model.sde.marginal(x, jnp.full(len(x), self.model.sde.eps))
-        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), probes)
+        terms, counts = self._flow(params, jnp.where(from_x0, x, mean + expand(std, x) * z), indices, probes)
         # log p(x_ε|x_0) of this x_ε instead of its mean, the entropy: -log p(x_ε) spreads by as much
         noise = 0.5 * (math.prod(x.shape[1:]) - sum_dims(jnp.square(z)))
-        reconstruction = self._reconstruction(params, x, z) + self.bits(noise)
+        reconstruction = self._reconstruction(params, x, indices, z) + self.bits(noise)
         return terms | {"reconstruction": jnp.where(from_x0, 0.0, reconstruction)} | counts
 
     def density(
         self, params: Any, x: Float[Array, "B H W C"], indices: Int[Array, " B"], key: Key[Array, ""]
     ) -> Terms:
         """Returns the same for -log p by the flow from x, which is scaled already, without dequantization."""
-        terms, counts = self._flow(params, x, self._inputs(x, indices, key)[3])
+        terms, counts = self._flow(params, x, indices, self._inputs(x, indices, key)[3])
         return terms | counts
 
     def _importance_weighted(self, params: Any, images: Any, indices: Any, key: Any) -> Terms:
@@ -141,7 +163,7 @@ class Evaluation:
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, k), i))(indices)
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
             start, log_q = likelihood.truncated_normal(self.model.sde, x, self.half_bin, u)
-            terms, counts = self._flow(params, start, probes)
+            terms, counts = self._flow(params, start, indices, probes)
             return terms | {"dequantization": self.bits(log_q)}, counts
 
         terms, counts = jax.lax.map(sample, jnp.arange(self.samples))
@@ -161,9 +183,11 @@ class Evaluation:
         """Returns the terms of the bound in bits/dim [B], at the importance-sampled time of u, uniform on [0, 1)."""
         x, z, z_rec, _ = self._inputs(images, indices, key)
         model = self.model
-        prior, diffusion, entropy = likelihood.nelbo(model.score(params), model.sde, x, u, z, self.lambda_ or 1.0)
+        prior, diffusion, entropy = likelihood.nelbo(
+            self._score(params, indices), model.sde, x, u, z, self.lambda_ or 1.0
+        )
         terms = jax.tree.map(self.bits, {"prior": prior, "diffusion": diffusion, "entropy": entropy})
-        return terms | {"reconstruction": self._reconstruction(params, x, z_rec)}
+        return terms | {"reconstruction": self._reconstruction(params, x, indices, z_rec)}
 
     def loss_at(
         self,
@@ -176,7 +200,7 @@ class Evaluation:
         """Returns ½ ‖σ s + z‖² a dimension, in nats [B], at one time t for all images."""
         x, z, _, _ = self._inputs(images, indices, key)
         model = self.model
-        error = losses.denoising_error(model.score(params), model.sde, x, jnp.full(len(x), t), z)
+        error = losses.denoising_error(self._score(params, indices), model.sde, x, jnp.full(len(x), t), z)
         return {"loss": 0.5 * error / np.prod(model.image_shape)}
 
     def gradient_of(
@@ -220,27 +244,34 @@ def gradient_moments(
     return {"gradient_norm2": square_of_mean - variance / n, "gradient_variance": variance}
 
 
-def check_batch_size(config: Any, mesh: Mesh) -> None:
-    """Raises ConfigError if the devices of the mesh can't share eval.batch_size."""
+def check_batch_size(config: Any, model: DiffusionModel, mesh: Mesh) -> None:
+    """Raises ConfigError if the devices of the mesh can't share eval.batch_size, or have no room for it."""
     group = max(config.eval.group, 1)
     unit = "the number of devices" + (f" times eval.group={group}" if group > 1 else "")
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size * group, unit)
+    share = config.eval.batch_size // mesh.size
+    together = config.eval.group or share
+    needs = {f"{together:,} images at a time": model.least_bytes(together)}
+    needs[f"{share:,} images of a batch"] = share * math.prod(model.image_shape)
+    needs[f"{config.eval.n_probes:,} probes each"] = 4 * config.eval.n_probes * together * math.prod(model.image_shape)
+    asked = f"config.eval.batch_size={config.eval.batch_size} with n_probes={config.eval.n_probes}"
+    memory.check(mesh, asked, needs)
 
 
-def from_config(config: Any, model: DiffusionModel) -> Evaluation:
+def from_config(config: Any, model: DiffusionModel, labels: Any = None) -> Evaluation:
     """Returns the evaluation that `config.eval` describes.
 
+    Args:
+      config: all settings.
+      model: the diffusion model.
+      labels: see `Evaluation`.
+
     Raises:
-      ConfigError: a name is unknown, a number is out of its range, or there is nothing to compute.
+      ConfigError: a name is unknown, or there is nothing to compute.
     """
     section = config.eval
     if not section.nll_iter and not section.nelbo_iter:
         raise ConfigError("config.eval.nll_iter=0 and config.eval.nelbo_iter=0: nothing to compute; 1 is once")
-    for key, least in (("n_probes", 1), ("importance_samples", 1), ("nll_iter", 0), ("nelbo_iter", 0)):
-        if section[key] < least:
-            raise ConfigError(f"config.eval.{key}={section[key]}: should be {least} or more")
-    if section.gradient_images == 1 or section.gradient_images < 0:
-        raise ConfigError(f"config.eval.gradient_images={section.gradient_images}: should be 2 or more, or 0 for none")
     name = section.dequantization or config.data.dequantization
     DEQUANTIZATIONS.choose(name)
     scaler = dataclasses.replace(model.scaler, dequantization=name)
@@ -253,6 +284,7 @@ def from_config(config: Any, model: DiffusionModel) -> Evaluation:
         losses.half_bin(config) if name == "truncated_normal" else 0.0,
         section.importance_samples,
         section.lambda_,
+        labels if model.num_classes else None,
     )
 
 

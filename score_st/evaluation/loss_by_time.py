@@ -24,7 +24,7 @@ def curve(evaluation: Evaluation, run: runner.ImageRunner, gradient_images: int)
     """
     sde, (device, params) = evaluation.model.sde, next(iter(run.params.items()))
     t = np.geomspace(sde.eps, sde.T, TIMES).astype(np.float32)
-    loss_at, gradient_of = jax.jit(evaluation.loss_at), jax.jit(evaluation.gradient_of)
+    loss_at, gradient_of = evaluation.compiled["loss_at"], evaluation.compiled["gradient_of"]
     first = jax.device_put([a[:gradient_images] for a in (run.images, np.arange(len(run.images)))], device)
     key = jax.random.fold_in(jax.random.key(run.seed), 0)
     points = []

@@ -146,8 +146,10 @@ class ImageRunner(BatchRunner):
 
             job = (name, repeat, number)
             stored = job in self.results
-            parts.append(self.results(job, compute) if store else compute())
-            done += int(mask.sum())
+            count = int(mask.sum())
+            fits = lambda result, count=count: all(np.shape(a)[:1] == (count,) for a in result.values())
+            parts.append(self.results(job, compute, fits) if store else compute())
+            done += count
             if progress and self.results.writes and not (stored and done < len(self.images)):
                 progress(done, parts)
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

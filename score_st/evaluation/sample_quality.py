@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,25 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.array_types import UInt8
-from score_st.config import MEANING, ConfigError
-from score_st.data import pipeline
-from score_st.data.images import LazyImages
-from score_st.evaluation import distances, inception, provenance
+from score_st import ranges, strict_json
+from score_st.array_types import Float, Shaped
+from score_st.config import ConfigError
+from score_st.data import containers, identity, pipeline
+from score_st.data.images import Images, LazyImages
+from score_st.evaluation import distances, extractors, inception, provenance, sample_files
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
-from score_st.runtime import mirror, places, sharding
+from score_st.reporting import pictures
+from score_st.runtime import cli, mirror, numpy_files, places, sharding
 from score_st.runtime.workdir import check_same, write_text
 
 LEAST = 10  # images
+OF_IMAGES = ("data.image_size", "data.num_channels", "data.num_levels")  # keys that must be those of the run
+OF_REFERENCE = ("data.dataset", "data.category", "data.tfrecords_path")  # likewise, where it is the training images
 METRICS = ("fid", "is", "kid", "precision_recall")
 PER_IMAGE = {"kid", "precision_recall"}  # metrics of single features, not of their moments
-# arrays of an npz: images of ours, score_sde and guided-diffusion; features of score_sde and clean-fid; statistics
-KEYS = dict(samples="images", arr_0="images", pool_3="features", feats="features", mu="mean", sigma="covariance")
+# arrays of an npz beside sample_files.KEYS: features of score_sde and clean-fid; statistics
+KEYS = dict(pool_3="features", feats="features", mu="mean", sigma="covariance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Request:
       extractor: the network of the features.
       resize: how images are resized for it; by default in its own way.
       weights: its file of weights; by default the installed one.
+      repeats: into how many disjoint sets the samples are divided, for the spread of the FID.
     """
 
     metrics: tuple[str, ...]
@@ -49,13 +52,18 @@ class Request:
     extractor: Extractor = EXTRACTORS["inception"]
     resize: str | None = None
     weights: str | None = None
+    repeats: int = 1
 
     def check(self) -> None:
-        """Raises ConfigError for a metric that is unknown or can't be had of these features."""
+        """Raises ConfigError for a metric that is unknown or needs other features, or for repeats without FID."""
         known = [metric for metric in METRICS if metric != "is" or self.extractor.classifies]
         if unknown := [metric for metric in self.metrics if metric not in known]:
             with_features = f"with --features {self.extractor.name}; choose from {', '.join(known)}"
             raise ConfigError(f"--metrics {unknown[0]}: unknown {with_features}")
+        if self.resize and self.extractor.variables is not None:
+            raise ConfigError(f"--resize {self.resize}: {self.extractor.name} resizes images itself; leave it out")
+        if self.repeats > 1 and "fid" not in self.metrics:
+            raise ConfigError(f"--repeats {self.repeats}: divides the samples for fid, which --metrics lacks")
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None = None) -> None:
@@ -73,15 +81,19 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
         "--samples",
         type=places.source,
         metavar="FILE",
-        help="an npz, or a folder of them; by default those in the workdir",
+        help="an npz, a folder of them, or a folder or zip of pictures; by default those in the workdir",
     )
     option(
         "--reference",
         type=places.source,
         metavar="FILE",
-        help="npz of images, pool_3 or mu, sigma; by default the training images",
+        help="pictures, or an npz of images, pool_3 or mu, sigma; by default the training images",
     )
-    option("--features", choices=EXTRACTORS, default="inception", help="the network (default inception)")
+    names = " or ".join(EXTRACTORS)
+    about = f"the network: {names}, or module:function for one of Flax (default inception)"
+    option("--features", type=extractors.known_name, default="inception", metavar="NAME", help=about)
+    about = "FID of each of N disjoint, equal sets of the samples: their mean and standard deviation"
+    option("--repeats", type=cli.within(ranges.COUNT), default=1, metavar="N", help=about)
     option("--resize", choices=inception.RESIZINGS, help="by default tf1 for inception, clean for efficientnet-lite0")
     option(
         "--weights",
@@ -93,10 +105,11 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
 
 def from_arguments(arguments: argparse.Namespace, mesh: Mesh, show: Callable[[dict, int], None]) -> dict:
     """Evaluates what the options of `add_options` ask for; see `evaluate`."""
-    extractor, metrics = EXTRACTORS[arguments.features], tuple(arguments.metrics.split(","))
+    data, metrics = arguments.config.data, tuple(arguments.metrics.split(","))
+    extractor = extractors.choose(arguments.features, (data.image_size, data.image_size, data.num_channels))
     paths = arguments.samples, arguments.reference, arguments.weights
     samples, reference, weights = (None if path is None else str(path) for path in paths)
-    request = Request(metrics, samples, reference, extractor, arguments.resize, weights)
+    request = Request(metrics, samples, reference, extractor, arguments.resize, weights, arguments.repeats)
     return evaluate(arguments.config, arguments.workdir, request, mesh, show)
 
 
@@ -108,32 +121,42 @@ def read(path: str | Path, levels: int) -> dict[str, Any]:
       levels: what images count from 0 to levels - 1.
 
     Returns:
-      `images` uint8 [N, H, W, 1 or 3] from 0 to 255; or `features` [N, D] with their `mean` [D] and `covariance`
-      [D, D]; or these two alone.
+      `images` [N, H, W, 1 or 3] from 0 to 255, see `sample_files.Shards`; or `features` [N, D] with their `mean` [D]
+      and `covariance` [D, D]; or these two alone.
 
     Raises:
-      ConfigError: the file has none of them, or images of other levels.
+      ConfigError: the file has none of them.
     """
+    if images := sample_files.shards([Path(path)], levels):
+        return {"images": images}
     try:
-        with np.load(path) as file:
-            arrays = {role: file[key] for key, role in KEYS.items() if key in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path}: can't be read as an npz ({reason}); name one with an array samples") from error
-    if "images" in arrays:
-        return {"images": to_bytes(arrays["images"], levels, path)}
+        arrays = {KEYS[key]: array for key, array in numpy_files.read_npz(path, KEYS).items()}
+    except (OSError, ValueError) as error:
+        raise sample_files.unreadable(path, error) from error
     shapes = {role: a.shape for role, a in arrays.items() if a.dtype.kind == "f" and np.isfinite(a).all()}
     if len(shapes.get("features", ())) == 2 and len(arrays["features"]) >= LEAST:
         return {"features": arrays["features"]} | Moments().add(arrays["features"]).summary()
-    if "mean" in shapes and shapes.get("covariance") == 2 * shapes["mean"]:
-        return arrays
+    if "mean" in shapes and len(shapes["mean"]) == 1 and shapes.get("covariance") == 2 * shapes["mean"]:
+        check_covariance(arrays["covariance"], path)
+        return {role: arrays[role].astype(np.float64) for role in ("mean", "covariance")}
     content = ", ".join(f"{role} {a.dtype}{list(a.shape)}" for role, a in arrays.items()) or "none of them"
     raise ConfigError(
         f"{path}: has {content}; should have samples, or finite pool_3 [N ≥ {LEAST}, D] or mu, sigma [D, D]"
     )
 
 
-def to_bytes(images: np.ndarray | LazyImages, levels: int, source: Any) -> np.ndarray | LazyImages:
+def check_covariance(matrix: Float[np.ndarray, "D D"], source: Any) -> None:
+    """Raises ConfigError unless a matrix is symmetric and positive semi-definite, to the precision of its type."""
+    exact = matrix.astype(np.float64)
+    values = np.linalg.eigvalsh((exact + exact.T) / 2)
+    scale, tolerance = np.abs(values).max(), max(1e-6, len(values) ** 0.5 * float(np.finfo(matrix.dtype).eps))
+    if (asymmetry := np.abs(exact - exact.T).max()) > tolerance * scale:
+        raise ConfigError(f"{source}: sigma is not symmetric (it differs by {asymmetry:.3g}), so it is no covariance")
+    if values[0] < -tolerance * scale:
+        raise ConfigError(f"{source}: sigma has the eigenvalue {values[0]:.3g}, so it is no covariance")
+
+
+def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: Any) -> Images:
     """Returns images from 0 ... levels - 1 as 0 ... 255.
 
     Args:
@@ -150,34 +173,54 @@ def to_bytes(images: np.ndarray | LazyImages, levels: int, source: Any) -> np.nd
     if images.max() >= levels:
         limit = f"should be below config.data.num_levels={levels}"
         raise ConfigError(f"{source}: has values up to {images.max()}; {limit}")
-    table = np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)
-    return images if levels == 256 else table[images]
+    return images if levels == 256 else pictures.to_bytes(np.asarray(images), levels)
 
 
-def read_samples(workdir: Path, path: str | None, levels: int) -> tuple[Path, UInt8[np.ndarray, "N H W C"]]:
-    """Reads the samples of a file or of a folder of them.
+def pictures_at(data: ConfigDict, path: str | Path) -> LazyImages | None:
+    """Returns the images of a folder or zip file of pictures, of the size of config.data; None for an npz."""
+    if not sample_files.is_pictures(Path(path)):
+        return None
+    return containers.pictures(Path(path), data.image_size, data.num_channels)
+
+
+def read_samples(workdir: Path, path: str | None, data: ConfigDict) -> tuple[Path, sample_files.Images]:
+    """Opens samples: npz files, or a folder or zip file of pictures.
 
     Args:
       workdir: of the run.
       path: as --samples has it; by default workdir/samples/, or else workdir/samples.npz.
-      levels: what images count from 0 to levels - 1.
+      data: config.data.
 
     Returns:
-      The path, and the images.
+      The path, and the images, which are read as they are needed.
     """
     source = Path(path or workdir / "samples")
-    if not path and not any(source.glob("*.npz")):
+    shards = [file for file in sorted(source.glob("*.npz")) if not file.name.startswith(".")]  # as unfinished ones do
+    if not path and not shards:
         source = workdir / "samples.npz"
         if not source.exists():
             raise ConfigError(f"--workdir {workdir}: no samples.npz there; `python -m score_st.sample` writes it")
-    files = sorted(source.glob("*.npz")) if source.is_dir() else [source]
-    parts = [read(file, levels).get("images", np.empty(0)) for file in files]
-    if not parts or any(part.ndim != 4 or part.shape[1:] != parts[0].shape[1:] for part in parts):
-        raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
-    return source, np.concatenate(parts)
+    if images := pictures_at(data, source):
+        return source, images
+    files = shards if source.is_dir() else [source]
+    if files and (opened := sample_files.shards(files, data.num_levels)):
+        return source, opened
+    for file in files:
+        read(file, data.num_levels)  # which says what it has
+    raise ConfigError(f"--samples {source}: should have an array samples, images of one size")
 
 
-def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, dict[str, Any]]:
+def check_size(config: ConfigDict, source: Any, arrays: dict[str, Any]) -> None:
+    """Raises ConfigError for images whose height, width or channels are not those of config.data."""
+    size, channels = config.data.image_size, config.data.num_channels
+    if "images" in arrays and arrays["images"].shape[1:] != (size, size, channels):
+        shape = list(arrays["images"].shape)
+        raise ConfigError(
+            f"{source}: images are {shape}; should be [N, {size}, {size}, {channels}] as config.data says"
+        )
+
+
+def read_reference(config: ConfigDict, request: Request, workdir: Path) -> tuple[str | None, dict[str, Any]]:
     """Reads what samples are compared with, `request.reference` or the training images.
 
     Returns:
@@ -188,9 +231,12 @@ def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, di
     name, levels = request.reference, config.data.num_levels
     if name is None:
         name, images = f"{config.data.dataset.lower()} train", pipeline.load(config, "train")
+        identity.warn(workdir, {"train": images})
         reference = {"images": to_bytes(images, levels, config.data.dataset)}
     else:
-        reference = read(name, levels)
+        opened = pictures_at(config.data, name)
+        reference = {"images": opened} if opened else read(name, levels)
+    check_size(config, name, reference)
     counts = [len(reference[role]) for role in ("images", "features") if role in reference]
     per_image = [metric for metric in request.metrics if metric in PER_IMAGE]
     if not counts and per_image:
@@ -205,7 +251,7 @@ def read_reference(config: ConfigDict, request: Request) -> tuple[str | None, di
 
 
 def compute(
-    request: Request, features: Features, images: UInt8[np.ndarray, "N H W C"], reference: dict[str, Any]
+    request: Request, features: Features, images: sample_files.Images, reference: dict[str, Any]
 ) -> dict[str, tuple[float, float | None]]:
     """Returns value and standard deviation, or None, of each figure.
 
@@ -217,12 +263,20 @@ def compute(
     """
     metrics, figures = request.metrics, dict[str, tuple[float, float | None]]()
     keep = ["features"] if PER_IMAGE.intersection(metrics) else []
-    samples = features(images, "features of samples", keep + ["logits"] * ("is" in metrics))
+    sets, count = list[dict[str, np.ndarray]](), len(images) // request.repeats
+    for number in range(request.repeats):
+        part = images if request.repeats == 1 else sample_files.Part(images, number * count, count)
+        label = f"features of set {number + 1} of {request.repeats}" if request.repeats > 1 else "features of samples"
+        sets.append(features(part, label, keep + ["logits"] * ("is" in metrics)))
+    samples = {
+        name: np.concatenate([part[name] for part in sets]) for name in ("features", "logits") if name in sets[0]
+    }
     if "images" in reference:
         reference = features(reference["images"], "features of reference", keep)
     if "fid" in metrics:
-        moments = [side[name] for side in (samples, reference) for name in ("mean", "covariance")]
-        figures["fid"] = distances.frechet(*moments), None
+        known = reference["mean"], reference["covariance"]
+        values = [distances.frechet(part["mean"], part["covariance"], *known) for part in sets]
+        figures["fid"] = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
     if "kid" in metrics:
         figures["kid"] = distances.kid(samples["features"], reference["features"])
     if "precision_recall" in metrics:
@@ -233,6 +287,15 @@ def compute(
     return figures
 
 
+def append(path: Path, result: dict[str, Any]) -> None:
+    """Appends a result to a file of one a line, unless the same figures of the same samples are there."""
+    line = strict_json.dumps(result)
+    text = path.read_text() if path.exists() else ""
+    if line not in text.splitlines():
+        with path.open("a") as file:
+            file.write("\n" * bool(text and text[-1] != "\n") + line + "\n")
+
+
 def evaluate(
     config: ConfigDict,
     workdir: Path,
@@ -241,7 +304,7 @@ def evaluate(
     show: Callable[[dict, int], None] = lambda result, dimension: None,
     features: Features | None = None,
 ) -> dict[str, Any]:
-    """Computes the figures of a request and writes them to eval/quality.json of the workdir.
+    """Computes the figures of a request, writes them to eval/quality.json and appends them to eval/quality.jsonl.
 
     Args:
       config: all settings.
@@ -258,26 +321,30 @@ def evaluate(
       ConfigError: the request is not possible; nothing was computed or written.
     """
     request.check()
-    extractor, levels, batch_size = request.extractor, config.data.num_levels, config.eval.batch_size
+    extractor, batch_size = request.extractor, config.eval.batch_size
     resizing = request.resize or extractor.resizing
     sharding.check_divisible("eval.batch_size", batch_size, mesh.size, "the number of devices")
-    check_same(workdir, config, lambda key: key.startswith((*MEANING, "data.")))
-    path, images = read_samples(workdir, request.samples, levels)
-    description, reference = read_reference(config, request)
-    if (least := min(len(images), len(reference.get("images", images)))) < LEAST:
+    keys = OF_IMAGES if request.reference else OF_IMAGES + OF_REFERENCE
+    check_same(workdir, config, lambda key: key in keys)
+    path, images = read_samples(workdir, request.samples, config.data)
+    check_size(config, path, {"images": images})
+    description, reference = read_reference(config, request, workdir)
+    if (least := min(len(images) // request.repeats, len(reference.get("images", images)))) < LEAST:
         metrics = ",".join(request.metrics)
         raise ConfigError(f"--metrics {metrics}: {least} images are too few; it takes at least {LEAST}")
-    params, digest = extractor.weights(request.weights)
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
+    params, digest = extractor.weights(request.weights)
     with jax.default_matmul_precision("highest"):
         features = features or Features.on_devices(extractor.network(resizing), params, mesh, batch_size)
         values = compute(request, features, images, reference)
     about: dict[str, Any] = {"features": extractor.name, "resizing": resizing, "samples": len(images)}
+    of_sets = {"samples": len(images) // request.repeats, "sets": request.repeats} if request.repeats > 1 else {}
     figures = {
         extractor.figure(name): {
             "value": value,
             "std": std,
             **about,
+            **(of_sets if name == "fid" else {}),
             "reference": None if name == "is" else description,
         }
         for name, (value, std) in values.items()
@@ -285,6 +352,7 @@ def evaluate(
     sources = {"samples": mirror.shown(path), "weights": extractor.file, "weights_sha256": digest}
     result = {"figures": figures, **sums, **sources, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
-        write_text(workdir / "eval/quality.json", json.dumps(result, indent=2) + "\n")
+        write_text(workdir / "eval/quality.json", strict_json.dumps(result, indent=2) + "\n")
+        append(workdir / "eval/quality.jsonl", result)
         show(result, extractor.dimension)
     return result

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from score_st.array_types import Array, Float
+from score_st.array_types import Array, Float, Int
+from score_st.config import ConfigError
 from score_st.networks import resample
 
 
@@ -43,6 +44,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """The normalized images, in `dtype`."""
         b, _, _, c = x.shape
+        if c % self.groups:
+            raise ConfigError(f"config.model: {c} channels can't be normalized in {self.groups} groups")
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 
@@ -56,6 +59,15 @@ class GroupNorm(nn.Module):
         return (x + bias).astype(self.dtype)
 
 
+def _keys_of_images(key: Array, count: int) -> Array:
+    """A key for each image [count], a function of its place in the batch, of which `count` are on this device."""
+    first: int | Array = 0  # the place of the first
+    mesh = jax.sharding.get_abstract_mesh()
+    if axes := tuple(axis for axis in mesh.axis_names if axis in mesh.manual_axes):  # these are the device's share
+        first = jax.lax.axis_index(axes) * count
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+
 class Dropout(nn.Module):
     """Dropout whose mask depends on an image's place in the batch, and not on the number of devices."""
 
@@ -64,19 +76,46 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """`x` with zeros at random, and the rest scaled up."""
-        key: Array = self.make_rng("dropout")
-        first: int | Array = 0  # the place of x[0] in the batch
-        mesh = jax.sharding.get_abstract_mesh()
-        if axes := tuple(axis for axis in mesh.axis_names if axis in mesh.manual_axes):  # x is the device's share
-            first = jax.lax.axis_index(axes) * len(x)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(len(x)))
+        keys = _keys_of_images(self.make_rng("dropout"), len(x))
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-def group_norm(channels: int, name: str, dtype: DTypeLike) -> GroupNorm:
-    """Group normalization with four channels per group, but at most 32 groups."""
-    return GroupNorm(min(channels // 4, 32), dtype, name=name)
+class ClassEmbedding(nn.Module):
+    """What is added to the time embedding for a class: a dense layer of the one-hot vector times √classes.
+
+    No class is the vector 0 (Karras et al. 2022, as in the code; classes are dropped as by Ho and Salimans 2022).
+    """
+
+    num_classes: int
+    dropout: float
+    features: int
+
+    @nn.compact
+    def __call__(self, labels: Int[Array, " B"], dtype: DTypeLike, train: bool) -> Float[Array, "B D"]:
+        """The embedding, D = `features`.
+
+        Args:
+          labels: 0 ... num_classes - 1; -1 is no class.
+          dtype: of the one-hot vectors.
+          train: drop classes at random, with random numbers from the "dropout" key.
+        """
+        if train and self.dropout:
+            keys = _keys_of_images(self.make_rng("dropout"), len(labels))
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout))(keys)
+            labels = jnp.where(keep, labels, -1)
+        one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
+        return dense(self.features, "Dense_0", None)(one_hot * math.sqrt(self.num_classes))
+
+
+def groups(channels: int) -> int:
+    """The number of groups that channels are normalized in: four channels each, but at most 32 groups."""
+    return min(channels // 4, 32)
+
+
+def group_norm(channels: int, name: str, dtype: DTypeLike, count: int = 0) -> GroupNorm:
+    """Group normalization in `count` groups, by default `groups`."""
+    return GroupNorm(count or groups(channels), dtype, name=name)
 
 
 def dense(features: int, name: str, dtype: DTypeLike | None = jnp.float32) -> nn.Dense:
@@ -142,12 +181,13 @@ class AttnBlockpp(nn.Module):
     skip_rescale: bool
     init_scale: float
     dtype: DTypeLike = jnp.float32
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """The images, plus what attention gives."""
         b, h, w, c = x.shape
-        y = group_norm(c, "GroupNorm_0", self.dtype)(x)
+        y = group_norm(c, "GroupNorm_0", self.dtype, self.groups)(x)
         q, k, v = (NIN(c, dtype=self.dtype, name=f"NIN_{i}")(y).reshape(b, h * w, c) for i in range(3))
         scores = jnp.einsum("bic,bjc->bij", q, k, preferred_element_type=jnp.float32).astype(x.dtype) * c**-0.5
         # float64 stays float64, bfloat16 becomes float32
@@ -233,7 +273,7 @@ class ResnetBlock(nn.Module):
     """The residual block of DDPM, or of BigGAN (`biggan`), which may resample ("up" or "down").
 
     They differ in the shortcut where the number of channels changes: NIN in DDPM, a 1x1 convolution in BigGAN, which
-    has it also where it resamples.
+    has it also where it resamples. `groups` are those of its two normalizations; 0 is the usual number.
     """
 
     act: Callable
@@ -246,6 +286,7 @@ class ResnetBlock(nn.Module):
     fir_kernel: Sequence[int | float]
     resample: str = ""
     dtype: DTypeLike = jnp.float32
+    groups: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(
@@ -259,14 +300,14 @@ class ResnetBlock(nn.Module):
           train: use dropout, with random numbers from the "dropout" key.
         """
         channels = x.shape[-1]
-        h = self.act(group_norm(channels, "GroupNorm_0", self.dtype)(x))
+        h = self.act(group_norm(channels, "GroupNorm_0", self.dtype, self.groups[0])(x))
         if self.resample:
             resampled = (Upsample if self.resample == "up" else Downsample)(self.fir, self.fir_kernel)
             h, x = resampled(h), resampled(x)
         h = conv(self.features, 3, "Conv_0", self.dtype)(h)
         if temb is not None:
             h += dense(self.features, "Dense_0", self.dtype)(self.act(temb))[:, None, None]
-        h = self.act(group_norm(self.features, "GroupNorm_1", self.dtype)(h))
+        h = self.act(group_norm(self.features, "GroupNorm_1", self.dtype, self.groups[1])(h))
         h = Dropout(self.dropout, name="Dropout_0")(h) if train and self.dropout else h
         h = conv(self.features, 3, "Conv_1", self.dtype, self.init_scale)(h)
         if self.biggan and (channels != self.features or self.resample):

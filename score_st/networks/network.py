@@ -32,6 +32,8 @@ class Network(Protocol):
       dtype: field, the type of its arithmetic. Training sets it to `training.dtype`. Parameters are float32.
       remat: field, a name of `REMAT`. Training sets it to `training.remat`.
       centered: field: the input is in [−1, 1], not [0, 1]. A parametrization that normalizes the input sets it.
+      least_numbers: (height, width) -> how many numbers an image has in the network at once, at least.
+      num_classes: field: it takes classes, too, as `labels`, an argument of __call__ of the shape [B].
       FIXED_PARAMS: class variable, the paths of parameters that are not trained, such as "all_modules_0/W".
     Without `dtype` and `remat`, a network is trained in float32 and nothing is recomputed.
     """

@@ -110,7 +110,6 @@ def eval_job(config: ConfigDict, topology: tpu.Topology) -> Job:
 
 def sample_job(config: ConfigDict, topology: tpu.Topology) -> Job:
     """Lowers the sampling of one group of images."""
-    generation.check(config)
     model, group = DiffusionModel.from_config(config), config.sampling.group
     indices = jax.ShapeDtypeStruct((group,), jnp.int32)
     arguments = _on_first(topology.devices(), model.abstract_params, indices)
@@ -222,7 +221,8 @@ class Planner:
         results = resumable.JobFiles(self.cache.expanduser(), "{}.json", resumable.JSON)
         if self.only_cached and key not in results:
             return None
-        analysis = results(key, lambda: compile_job(job) | {"versions": versions()})
+        compute = lambda: compile_job(job) | {"versions": versions()}
+        analysis = results(key, compute, valid=lambda stored: isinstance(stored["fits"], bool))
         request = {"config": path, "overrides": overrides, "topology": self.topology.name, "what": self.program}
         numbers = {"state": job.state, "images": job.images, "forward": job.forward, "passes": job.passes}
         if self.program == "train":

@@ -4,8 +4,10 @@ Both official codes save {'model', 'ema', 'optimizer', 'step'}. The model is a d
 optimizer are lists in the order of `parameter_map.layout`.
 """
 
+import contextlib
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from ml_collections import ConfigDict
 
 from score_st import networks
 from score_st.array_types import Float, Shaped
-from score_st.config import ConfigError, flatten
+from score_st.config import ConfigError, changed, default, flatten
 from score_st.model import DiffusionModel
 from score_st.networks.ncsnpp import NCSNpp
 from score_st.pytorch import parameter_map
 from score_st.pytorch.parameter_map import Slot, from_flax, layout, to_flax
+from score_st.runtime import numpy_files
 from score_st.training import optimizer, state
 
+# keys of ours that an official network has at their default, and how the default is called
+OFFICIAL = {"parametrization": "empty", "time_conditioning": "empty", "num_classes": "0", "num_groups": "0"}
+OFFICIAL |= {"diffusers_groups": "False", "attention_each": "False", "center_input": "True"}
 Golden = dict[str, Shaped[np.ndarray, "..."]]  # official outputs, and what they are computed from
 OUTPUTS = ("model_out_raw", "score_raw", "model_out_ema", "score_ema")  # that `compare` knows
 
@@ -39,10 +45,11 @@ def require_convertible(config: ConfigDict) -> None:
     """Raises ConfigError if the official code has no such network, parametrization or optimizer."""
     if not isinstance(networks.from_config(config), NCSNpp):
         raise ConfigError(f"config.model.name={config.model.name}: only NCSN++ networks can be converted")
-    for key in ("parametrization", "time_conditioning"):
-        if config.model[key]:
+    for key, official in OFFICIAL.items():
+        if config.model[key] != default().model[key]:
             raise ConfigError(
-                f"config.model.{key}={config.model[key]}: only official networks can be converted; should be empty"
+                f"config.model.{key}={config.model[key]}: only official networks can be converted; "
+                f"should be {official}"
             )
     if config.optim.optimizer not in optimizer.BETA2:
         names = " and ".join(optimizer.BETA2)
@@ -79,24 +86,42 @@ def _parameters(config: ConfigDict, checkpoint: dict, slots: list[Slot]) -> list
     """The parameters in the order of the slots; raises ConfigError unless the file has them and no others."""
     tensors = {}
     for key, value in _get(checkpoint, "model", dict, "'model', the network's tensors,").items():
-        name = str(key).removeprefix("module.")
+        name = str(key).replace("_orig_mod.", "").removeprefix("module.")  # of torch.compile, of DataParallel
         if not isinstance(value, np.ndarray) or name in tensors:
             raise ConfigError(f"{key!s:.80} is not a tensor, or occurs twice")
         tensors[name] = value
     levels = tensors.pop("sigmas", None)
     expected_shapes = {slot.name: slot.shape for slot in slots}
     parameter_map.check(config, expected_shapes, {name: value.shape for name, value in tensors.items()})
+    _check_levels(config, levels)
+    return [_checked(tensors[slot.name], slot.name, slot.shape) for slot in slots]
+
+
+def _check_levels(config: ConfigDict, levels: np.ndarray | None) -> None:
+    """Raises ConfigError unless the noise levels of the file are those of the configuration, up to their precision."""
     expected = sigmas(config)
     if levels is None:
         raise ConfigError(f"sigmas [{len(expected)}], the network's noise levels, is missing")
-    if levels.shape != expected.shape or not np.allclose(levels, expected, rtol=1e-5):
-        first, last = (float(levels.flat[i]) for i in (0, -1))
-        raise ConfigError(
-            f"sigmas {list(levels.shape)} goes from {first:g} to {last:g}, the configuration's {list(expected.shape)} "
-            f"from {expected[0]:g} to {expected[-1]:g}; --config.model.sigma_max={first:g} "
-            f"--config.model.sigma_min={last:g} --config.model.num_scales={levels.size} would fit"
-        )
-    return [_checked(tensors[slot.name], slot.name, slot.shape) for slot in slots]
+    is_float = jnp.issubdtype(levels.dtype, jnp.floating)
+    tolerance = max(1e-5, 2 * float(jnp.finfo(levels.dtype).eps) if is_float else 0)
+    values = levels.astype(np.float64)
+    fits = lambda others: values.shape == others.shape and np.allclose(values, others, rtol=tolerance, atol=0)
+    if fits(expected):
+        return
+    advice = ""
+    if values.ndim == 1 and values.size and np.isfinite(values).all() and (values > 0).all():
+        first, last = values[0], values[-1]
+        settings = {"sigma_max": f"{first:g}", "sigma_min": f"{last:g}", "num_scales": f"{values.size}"}
+        settings = {f"model.{key}": value for key, value in settings.items()}
+        flags = " ".join(f"--config.{key}={value}" for key, value in settings.items())
+        with contextlib.suppress(ConfigError):
+            if fits(sigmas(changed(config.copy_and_resolve_references(), settings))):
+                advice = f"; {flags} would fit"
+    ends = f"from {values.flat[0]:g} to {values.flat[-1]:g}" if values.size else "nowhere"
+    raise ConfigError(
+        f"sigmas {list(values.shape)} goes {ends}, the configuration's {list(expected.shape)} "
+        f"from {expected[0]:g} to {expected[-1]:g}{advice}"
+    )
 
 
 def _average(checkpoint: dict, slots: list[Slot], params: list[np.ndarray], step: int) -> tuple[list[np.ndarray], int]:
@@ -176,11 +201,43 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
     surplus = sorted(set(map(str, checkpoint)) - {"model", "ema", "optimizer", "step"})
     if surplus:
         raise ConfigError(f"{surplus[0]:.40} is surplus; a checkpoint has model, ema, optimizer and step")
-    abstract = state.abstract(model, optimizer.optimizer_from_config(config, model.network))
-    slots, step = layout(abstract.params), _count(checkpoint.get("step", 0), "'step'")
+    abstract, slots = _abstract(config, model)
+    step = _count(checkpoint.get("step", 0), "'step'")
     params = _parameters(config, checkpoint, slots)
     average, updates = _average(checkpoint, slots, params, step)
-    first, second, count = _moments(checkpoint, slots)
+    return _assembled(abstract, slots, (params, average), _moments(checkpoint, slots), step, updates)
+
+
+def state_from_tensors(
+    tensors: Callable[[list[str]], dict[str, np.ndarray]], config: ConfigDict, model: DiffusionModel
+) -> state.TrainState:
+    """The training state at step 0 of a network whose tensors are at hand; its average is the network itself.
+
+    Args:
+      tensors: of the names of ours in PyTorch, those tensors.
+      config: all keys.
+      model: of `config`.
+
+    Raises:
+      ConfigError: what `tensors` raises, or a tensor has another shape or numbers that are not finite.
+    """
+    abstract, slots = _abstract(config, model)
+    found = tensors([slot.name for slot in slots])
+    params = [_checked(found[slot.name], slot.name, slot.shape) for slot in slots]
+    return _assembled(abstract, slots, (params, params), _moments({}, slots), 0, 0)
+
+
+def _abstract(config: ConfigDict, model: DiffusionModel) -> tuple[state.TrainState, list[Slot]]:
+    """The training state as ShapeDtypeStructs, and the slots of its parameters."""
+    abstract = state.abstract(model, optimizer.optimizer_from_config(config, model.network))
+    return abstract, layout(abstract.params)
+
+
+def _assembled(
+    abstract: state.TrainState, slots: list[Slot], weights: tuple[list, list], moments: tuple, step: int, updates: int
+) -> state.TrainState:
+    """The training state of the parameters and their average, and of Adam's two moments and number of updates."""
+    first, second, count = moments
     tree = lambda tensors: to_flax(slots, tensors, abstract.params)
     adam = optax.ScaleByAdamState(np.int32(count), tree(first), tree(second))
     schedule = optax.ScaleByScheduleState(np.int32(step))
@@ -190,7 +247,8 @@ def state_from_torch(checkpoint: Any, config: ConfigDict, model: DiffusionModel)
         abstract.opt_state,
         is_leaf=lambda part: type(part) in converted,
     )
-    return state.TrainState(np.int32(step), tree(params), opt_state, tree(average), np.int32(updates))
+    params, average = map(tree, weights)
+    return state.TrainState(np.int32(step), params, opt_state, average, np.int32(updates))
 
 
 def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
@@ -279,28 +337,39 @@ def compare(
     errors: dict[str, dict[str, float]] = {}
     for dtype in (jnp.float32, jnp.float64):
         for name, output in _outputs(config, model, current, golden, dtype).items():
-            error = np.max(np.abs(output - golden[name])) / np.max(np.abs(golden[name]))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = np.max(np.abs(output - golden[name])) / np.max(np.abs(golden[name]))
             errors.setdefault(name, {})[dtype.__name__] = float(error)
     return errors
 
 
+def read_arrays(path: str | Path) -> Golden:
+    """The arrays of an .npz file; raises ConfigError if it can't be read."""
+    try:
+        return numpy_files.read_npz(path)
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: can't be read as .npz ({detail})") from error
+
+
 def read_golden(path: str | Path, config: ConfigDict) -> Golden:
-    """Reads official outputs to compare with.
+    """Reads official outputs to compare with, see `check_golden`."""
+    return check_golden(path, read_arrays(path), config)
+
+
+def check_golden(path: str | Path, content: Golden, config: ConfigDict) -> Golden:
+    """The official outputs among the arrays of a file.
 
     Args:
-      path: an .npz file with t [B], x and at least one of `OUTPUTS` [B, C, H, W], and optionally the time conditioning
-        (label [B]) and σ(t) (std [B]).
+      path: names the file in messages.
+      content: t [B], x and at least one of `OUTPUTS` [B, C, H, W], and optionally the time conditioning (label [B])
+        and σ(t) (std [B]).
       config: all keys.
 
     Raises:
-      ConfigError: the file can't be read, or lacks one of these.
+      ConfigError: the file lacks one of these, or has numbers that are not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            golden = {key: file[key] for key in ("x", "t", "label", "std", *OUTPUTS) if key in file.files}
-    except Exception as error:  # zipfile and NumPy raise many types for files that are not .npz
-        detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path}: can't be read as .npz ({type(error).__name__}: {detail})") from error
+    golden = {key: value for key, value in content.items() if key in ("x", "t", "label", "std", *OUTPUTS)}
     size = config.data.image_size
     shape = (len(golden.get("t", ())), config.data.num_channels, size, size)
     outputs = [key for key in OUTPUTS if key in golden]
@@ -309,6 +378,9 @@ def read_golden(path: str | Path, config: ConfigDict) -> Golden:
         raise ConfigError(f"{path}: should have t [B], x and one of {', '.join(OUTPUTS)} {list(shape)}")
     if any(golden[key].shape != shape[:1] for key in vectors):
         raise ConfigError(f"{path}: {', '.join(vectors)} should have shape {list(shape[:1])}")
+    for key, value in golden.items():
+        if not (np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all()):
+            raise ConfigError(f"{path}: {key} should have finite floating-point numbers, and does not")
     return golden
 
 

@@ -4,10 +4,12 @@
 what torch.save writes.
 """
 
+import contextlib
 import mmap
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,16 +31,33 @@ def read(path: str | Path) -> Any:
     Raises:
       ConfigError: the file can't be read, is not of torch.save, is damaged, or would run code.
     """
-    path = Path(path)
+    path, content = Path(path), mapped(path)
+    with refusing(path):
+        return _resolve(_read_zip(content) if content[:4] == b"PK\x03\x04" else read_legacy(content, content))
+
+
+def mapped(path: str | Path) -> mmap.mmap:
+    """The bytes of a file.
+
+    Raises:
+      ConfigError: it can't be read, or is empty.
+    """
     try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with Path(path).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); name a checkpoint .pth of PyTorch") from error
     except ValueError as error:  # mmap refuses an empty file
         raise ConfigError(f"{path}: is empty; name a checkpoint .pth of PyTorch") from error
+
+
+@contextlib.contextmanager
+def refusing(path: str | Path) -> Iterator[None]:
+    """Turns whatever a damaged or hostile file raises into a ConfigError with its name."""
     try:
-        return _resolve((_read_zip if content[:4] == b"PK\x03\x04" else _read_legacy)(content))
+        yield
+    except ConfigError:  # what is wrong is said already
+        raise
     except Damaged as error:
         raise ConfigError(f"{path}: {error}; nothing was read from it") from error
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError) as error:
@@ -47,7 +66,7 @@ def read(path: str | Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ConfigError:
+def _damaged(path: str | Path, error: Exception) -> ConfigError:
     detail = " ".join(str(error).split())[:160]
     return ConfigError(f"{path}: not a file of torch.save, or a damaged one ({type(error).__name__}: {detail})")
 
@@ -194,26 +213,35 @@ def _after_descriptor(content: mmap.mmap, info: zipfile.ZipInfo, end: int) -> in
     raise Damaged(f"{info.filename[:40]!r} is followed by a wrong size")
 
 
-def _read_legacy(content: mmap.mmap) -> Any:
-    """Reads the format before PyTorch 1.6.
+def read_legacy(content: Any, file: Any) -> Any:
+    """Reads the format before PyTorch 1.6: the object, with tensors or storages, as it was pickled.
 
     It has pickles of a magic number, the version, the machine, the object and the keys of its storages; data follow.
+
+    Args:
+      content: the bytes.
+      file: the same to read from, at its start. A mapped file is both.
+
+    Raises:
+      Damaged: it is no such file, or a damaged one; what is damaged further raises what `refusing` knows.
     """
     storages: dict[str, Storage] = {}
-    if content[:1] != b"\x80" or Machine({}).run(content) != LEGACY_MAGIC:
+    if content[:1] != b"\x80" or Machine({}).run(file) != LEGACY_MAGIC:
         raise Damaged("not a file of torch.save, neither since PyTorch 1.6 nor before")
-    version, machine, tree, keys = (Machine(storages).run(content) for _ in range(4))
-    if version != 1001 or type(machine) is not dict or type(keys) is not list or set(keys) != set(storages):
+    version, machine, tree, keys = (Machine(storages).run(file) for _ in range(4))
+    if version != 1001 or type(machine) is not dict or type(keys) is not list:
+        raise Damaged("a legacy file of torch.save whose parts do not fit together")
+    if not all(isinstance(key, str) for key in keys) or set(keys) != set(storages) or len(keys) != len(storages):
         raise Damaged("a legacy file of torch.save whose parts do not fit together")
     order = "<" if machine.get("little_endian", True) else ">"
     for key in keys:
-        storage, start = storages[key], content.tell() + 8
+        storage, start = storages[key], file.tell() + 8
         size = storage.size * storage.dtype.itemsize
         if struct.unpack(f"{order}q", content[start - 8 : start]) != (storage.size,) or start + size > len(content):
             raise Damaged(f"its data {key[:20]!r} should have {storage.size} numbers of {storage.dtype}, and does not")
         storage.data = np.frombuffer(content, storage.dtype.newbyteorder(order), storage.size, start)
-        content.seek(start + size)
-    if content.tell() != len(content):
+        file.seek(start + size)
+    if file.tell() != len(content):
         raise Damaged("a legacy file of torch.save with something after its end")
     return tree
 

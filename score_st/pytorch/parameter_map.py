@@ -3,6 +3,7 @@
 Submodules have the names of the official code here too, so that a tensor's place follows from its name.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -152,20 +153,20 @@ def shapes_of(config: ConfigDict) -> Shapes:
     return {slot.name: slot.shape for slot in layout(params["params"])}
 
 
-def _misfits(config: ConfigDict, changes: dict[str, Any], actual: Shapes) -> int:
-    """How many tensors differ between the file and the configuration with some keys changed."""
+def _misfits(config: ConfigDict, changes: dict[str, Any], actual: Shapes) -> float:
+    """How many tensors differ between the file and the configuration with some keys changed; inf: no such network."""
     config = config.copy_and_resolve_references().unlock()
     for key, value in changes.items():
         section, name = key.split(".")
         config[section][name] = value
     try:
         shapes = shapes_of(config)
-    except (ConfigError, ValueError, TypeError, ZeroDivisionError):  # no such network
-        shapes = {}
+    except Exception:  # Flax and JAX raise many types
+        return math.inf
     return sum(shapes.get(name) != actual.get(name) for name in shapes | actual)
 
 
-def _explain(config: ConfigDict, actual: Shapes, wrong: int) -> str:
+def _explain(config: ConfigDict, actual: Shapes, wrong: float) -> str:
     """Which settings would give the network of the file; looked for by changing one setting after the other.
 
     Args:

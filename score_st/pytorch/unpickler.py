@@ -9,8 +9,8 @@ import math
 import pickletools
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,8 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+INSTRUCTION_LIMIT = 2**20  # some seconds; the pickle of the largest official network has as many bytes
+GIVEN_LIMIT = 2**26  # the largest pickle, of 10,000 images of CIFAR-10, gives less than half of it
 STORAGE_NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
 
 
@@ -93,26 +95,83 @@ def _scalar(dtype: Any, raw: Any) -> Any:
 
 def _dtype(name: Any, *_: Any) -> np.dtype:
     if name not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"):
-        raise Damaged(f"a NumPy scalar has the type {str(name)[:20]!r}, which no checkpoint needs")
+        raise Damaged(f"a NumPy scalar has the type {_shown(name)}, which no checkpoint needs")
     return np.dtype(name).newbyteorder("<")
 
 
 def _encode(text: Any, encoding: Any) -> Any:
     if encoding not in ("latin1", "utf-8", "ascii"):
-        raise Damaged(f"text has the encoding {str(encoding)[:20]!r}, which no checkpoint needs")
+        raise Damaged(f"text has the encoding {_shown(encoding)}, which no checkpoint needs")
     return codecs.encode(text, encoding)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; a tuple may hold another twice, that another twice, and so on."""
+    return repr(value[:20]) if isinstance(value, str) else f"of a {type(value).__name__}"
+
+
+def _dictionary(kind: type[dict], keys: list, items: list) -> dict:
+    """A dictionary, whose keys are text or numbers: to hash tuples in tuples may take forever, or end the process."""
+    if not all(key is None or isinstance(key, str | bytes | int | float) for key in keys):
+        raise Damaged("its pickle has a dictionary whose keys are neither text nor numbers")
+    return kind(zip(keys, items, strict=True))
+
+
+def _ordered(pairs: Any = ()) -> OrderedDict:
+    """An OrderedDict of a list of pairs, as Python 2 pickles it."""
+    if type(pairs) not in (list, tuple) or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+        raise Damaged("its pickle has an OrderedDict of something else than pairs")
+    return cast(OrderedDict, _dictionary(OrderedDict, [pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+
+
+def _shape(sizes: Any) -> tuple:
+    if type(sizes) not in (list, tuple) or len(sizes) > 64:
+        raise Damaged("its pickle has a shape that is none")
+    return tuple(sizes)
 
 
 # the only functions that a pickle may call
 REBUILD: dict[Global, Callable] = {
-    Global("collections", "OrderedDict"): OrderedDict,
+    Global("collections", "OrderedDict"): _ordered,
     Global("torch._utils", "_rebuild_tensor"): lambda *a: Tensor(*a),
     Global("torch._utils", "_rebuild_tensor_v2"): lambda *a: Tensor(*a[:4]),
     Global("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    Global("torch", "Size"): tuple,
+    Global("torch", "Size"): _shape,
     Global("numpy", "dtype"): _dtype,
     Global("numpy.core.multiarray", "scalar"): _scalar,
     Global("numpy._core.multiarray", "scalar"): _scalar,
+    Global("_codecs", "encode"): _encode,
+}
+
+
+class Array:
+    """An array that a pickle of NumPy builds: it has no value until its data come."""
+
+    def __init__(self, kind: Any, *_: Any) -> None:
+        """Takes the arguments of `numpy.core.multiarray._reconstruct`, of which only the class matters."""
+        self.value: np.ndarray | None = None
+        if kind != Global("numpy", "ndarray"):
+            raise Damaged("its pickle has an array of an unknown class")
+
+    def set(self, state: Any) -> None:
+        """Takes (version, shape, dtype, whether it is in Fortran's order, bytes), or the same without version."""
+        shape, dtype, fortran, raw = state[-4:]
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        if not (isinstance(shape, tuple) and isinstance(dtype, np.dtype) and isinstance(raw, bytes)):
+            raise Damaged("its pickle has an array without data")
+        self.value = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran is True else "C")
+
+
+def _no_call(*_: Any) -> Any:
+    raise Damaged("its pickle calls numpy.ndarray")
+
+
+# the functions of a pickle of arrays, text and numbers, as Python 2 and 3 write them
+REBUILD_ARRAYS: dict[Global, Callable] = {
+    Global("numpy.core.multiarray", "_reconstruct"): Array,
+    Global("numpy._core.multiarray", "_reconstruct"): Array,
+    Global("numpy", "ndarray"): _no_call,
+    Global("numpy", "dtype"): _dtype,
     Global("_codecs", "encode"): _encode,
 }
 STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
@@ -121,12 +180,19 @@ STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
 class Machine:
     """A stack machine that interprets one pickle.
 
+    A subclass for another kind of file knows other `functions` and `actions`.
+
     Args:
       storages: collects the storages of its tensors, by key.
     """
 
+    functions: ClassVar[Mapping[Global, Callable]] = REBUILD  # the only ones that the pickle may call
+    actions: ClassVar[Mapping[str, Callable[[Any, Any], None]]]  # by instruction; those of CONSTANTS aside
+    given_limit: ClassVar[int] = GIVEN_LIMIT  # items that functions may be given
+
     def __init__(self, storages: dict[str, Storage]) -> None:
         """Starts with an empty stack."""
+        self.given = 0  # items that functions have been given
         self.stack: list[Any] = []
         self.marks: list[list] = []  # the stacks below each MARK
         self.memo: dict[int, Any] = {}
@@ -141,13 +207,15 @@ class Machine:
         Raises:
           Damaged: the pickle has no end, or an instruction that no checkpoint needs.
         """
-        for opcode, argument, _ in pickletools.genops(pickle):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+            if number > INSTRUCTION_LIMIT:
+                raise Damaged(f"its pickle has more instructions than {INSTRUCTION_LIMIT}, which no checkpoint needs")
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in CONSTANTS:
                 self.stack.append(argument)
-            elif opcode.name in ACTIONS:
-                ACTIONS[opcode.name](self, argument)
+            elif opcode.name in self.actions:
+                self.actions[opcode.name](self, argument)
             elif opcode.name not in ("PROTO", "FRAME"):
                 raise Damaged(f"its pickle has the instruction {opcode.name}, which no checkpoint needs")
         raise Damaged("its pickle has no end")
@@ -184,7 +252,7 @@ class Machine:
         """Sets keys and values, which alternate in `items`, of the dictionary on the stack."""
         if type(self.stack[-1]) not in (dict, OrderedDict) or len(items) % 2:
             raise Damaged("its pickle sets items of something that is not a dictionary")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        self.stack[-1].update(_dictionary(dict, items[::2], items[1::2]))
 
     def put(self, index: int | None) -> None:
         """Remembers the last value under `index`, or under the next one."""
@@ -195,21 +263,27 @@ class Machine:
         if name is None:
             name = " ".join(self.pop(2))
         target = Global(*name.split(" ", 1))
-        if target not in REBUILD and target not in STORAGE_TYPES:
+        if target not in self.functions and target not in STORAGE_TYPES:
             raise Damaged(f"its pickle asks for {target.module}.{target.name}"[:120] + ", which no checkpoint needs")
         self.push(target)
 
     def reduce(self, _: Any) -> None:
-        """Calls a function of `REBUILD`."""
+        """Calls one of the `functions`."""
         function, arguments = self.pop(2)
-        if function not in REBUILD or type(arguments) is not tuple:
+        if type(function) is not Global or function not in self.functions or type(arguments) is not tuple:
             raise Damaged("its pickle calls something that is not a function")
-        self.push(REBUILD[function](*arguments))
+        self.given += sum(len(value) for value in arguments if isinstance(value, str | bytes | list | tuple))
+        if self.given > self.given_limit:  # the same text a thousand times, each time copied
+            raise Damaged("its pickle calls functions with more than it can hold")
+        self.push(self.functions[function](*arguments))
 
     def build(self, _: Any) -> None:
-        """Drops attributes of a dictionary (versions of modules) and the byte order of a dtype, which don't matter."""
+        """Sets the data of an array; drops a dictionary's attributes and a dtype's byte order, which don't matter."""
         state = self.stack.pop()
         if type(self.stack[-1]) is OrderedDict and type(state) is dict:
+            return
+        if isinstance(self.stack[-1], Array) and type(state) is tuple:
+            self.stack[-1].set(state)
             return
         if isinstance(self.stack[-1], np.dtype) and type(state) is tuple and state[1:2] in (("<",), ("|",)):
             return
@@ -218,7 +292,8 @@ class Machine:
     def storage(self, _: Any) -> None:
         """Replaces ('storage', type, key, device, size), in legacy files followed by None, by a storage."""
         kind, storage_type, key, _, size, *view = self.stack.pop()
-        known = kind == "storage" and storage_type in STORAGE_TYPES and isinstance(key, str)
+        known = kind == "storage" and type(storage_type) is Global and storage_type in STORAGE_TYPES
+        known = known and isinstance(key, str)
         if not known or view not in ([], [None]):
             raise Damaged("its pickle refers to data in an unknown way")
         if type(size) is not int or size < 0:
@@ -234,7 +309,7 @@ class Machine:
 CONSTANTS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 CONSTANTS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
+ACTIONS: dict[str, Callable[[Any, Any], None]] = {
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
@@ -264,6 +339,13 @@ ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "BUILD": Machine.build,
     "BINPERSID": Machine.storage,
 }
+Machine.actions = ACTIONS
+
+
+class ArrayMachine(Machine):
+    """Interprets a pickle of arrays, text and numbers."""
+
+    functions = REBUILD_ARRAYS
 
 
 def dump(node: Any, arrays: list[Shaped[np.ndarray, "..."]]) -> Iterator[bytes]:

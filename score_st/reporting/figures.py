@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,6 +237,60 @@ def bars(values: dict[str, tuple[float, float, float]], xlabel: str) -> Chart:
         axes.tick_params(left=False)
         axes.grid(axis="x", linewidth=0.6)
         return _svg(figure, f"{xlabel}: {', '.join(names)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dots:
+    """Values, such as one a seed, with their mean and its interval (NaN for none)."""
+
+    name: str
+    values: Sequence[float]
+    mean: float
+    low: float
+    high: float
+
+
+def _dots(figure: "Figure", panels: dict[str, list[Dots]], ink: str, color: str) -> None:
+    """Draws panels side by side that share their rows; each value is pale, the mean and its interval are bold."""
+    names = list(dict.fromkeys(dots.name for rows in panels.values() for dots in rows))
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (label, rows) in zip(columns, panels.items(), strict=True):
+        for dots in rows:
+            y = names.index(dots.name)
+            axes.plot(dots.values, [y] * len(dots.values), "o", color=color, alpha=0.35, markersize=4)
+            axes.plot([dots.low, dots.high], [y, y], color=ink, linewidth=1.6)
+            axes.plot([dots.mean], [y], "|", color=ink, markersize=10, markeredgewidth=1.6)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(tick)
+        axes.grid(axis="x", linewidth=0.6)
+    columns[0].set_yticks(range(len(names)), [name[:48] for name in names])
+    columns[0].invert_yaxis()
+
+
+def _dots_size(panels: dict[str, list[Dots]]) -> tuple[float, float]:
+    rows = max(map(len, panels.values()))
+    return 2.4 + 3.2 * len(panels), 0.9 + 0.3 * rows
+
+
+def dots(panels: dict[str, list[Dots]]) -> Chart:
+    """Draws values, means and intervals in panels side by side, by their labels, in the colors of the page."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=_dots_size(panels), layout="constrained")
+        _dots(figure, panels, INK, SERIES[0])
+        means = (f"{label}, {row.name}: {row.mean:.4g}" for label, rows in panels.items() for row in rows)
+        return _svg(figure, f"Means over seeds. {'; '.join(means)}.")
+
+
+def write_dots(panels: dict[str, list[Dots]], path: Path) -> None:
+    """Writes the same as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_dots_size(panels), layout="constrained")
+    _dots(figure, panels, "black", "tab:blue")
+    _save(figure, path)
 
 
 def _svg(figure: "Figure", description: str) -> Chart:

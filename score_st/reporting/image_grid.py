@@ -1,5 +1,6 @@
 """Images side by side: PNG grids and GIF animations."""
 
+import io
 import math
 from pathlib import Path
 
@@ -7,6 +8,18 @@ import numpy as np
 from PIL import Image
 
 from score_st.array_types import Array, UInt8
+from score_st.config import ConfigError
+
+
+def check_path(option: str, path: Path, channels: int) -> None:
+    """Raises ConfigError unless `grid` can write to a path: it is no folder, and ends as a format of pictures does."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; name a file, such as {path / 'picture.png'}")
+    try:
+        kind = Image.registered_extensions().get(path.suffix.lower(), "")
+        Image.new("L" if channels == 1 else "RGB", (2, 2)).save(io.BytesIO(), kind or path.suffix)
+    except Exception as error:  # each format has its own
+        raise ConfigError(f"{option} {path}: Pillow can't write such files; end it in .png, for example") from error
 
 
 def sheet(images: UInt8[Array, "N H W C"], num_levels: int, columns: int | None = None, gap: int = 2) -> Image.Image:

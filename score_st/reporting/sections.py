@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from score_st import strict_json
 from score_st.config import default, flatten
 from score_st.reporting import figures
 from score_st.reporting.figures import Curve, Panel
@@ -219,11 +220,11 @@ def samples(runs: list[Run]) -> list[Block]:
 def sampler_caption(run: Run, path: Path) -> str:
     """Returns the caption of samples by their samples.json: folder, sampler, network evaluations and step."""
     try:
-        result = json.loads(path.read_bytes())
+        result = strict_json.loads(path.read_bytes())
         settings, nfe = result["settings"], result["nfe"]
         name = settings["sampling.predictor"] if settings["sampling.method"] == "pc" else "ode"
         return f"{path.parent.name}/: {name}, {nfe:.0f} network evaluations, step {settings['step']:,}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         run.notes.append(f"{path.name} of {run.name} left out: {error!r}")
         return f"{path.parent.name}/"
 
@@ -283,12 +284,13 @@ def bits_per_dim(runs: list[Run]) -> list[Block]:
 
 
 def quality(runs: list[Run]) -> list[Block]:
-    """The figures of eval/quality.json."""
+    """The figures of eval/quality.jsonl."""
     rows = []
-    for run in runs:
-        for name, entry in run.quality.get("figures", {}).items():
+    for run, result in ((each, result) for each in runs for result in each.qualities):
+        for name, entry in result.get("figures", {}).items():
             std = "" if entry["std"] is None else f"{entry['std']:.3g}"
-            about = entry["features"], entry["resizing"], entry["samples"], entry["reference"] or "–"
+            count = f"{entry['sets']} × {entry['samples']}" if "sets" in entry else entry["samples"]
+            about = entry["features"], entry["resizing"], count, entry["reference"] or "–"
             rows.append([with_run(runs, run, name), f"{entry['value']:.5g}", std, *about])
     head = ["figure", "value", "± std", "features", "resizing", "samples", "reference"]
     return table("Distances between samples and a reference", head, rows, numeric=False)

@@ -2,22 +2,20 @@
 
 import argparse
 import contextlib
-import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import absl.logging
-
-from score_st.config import ConfigError, add_entries, changed, flatten, read
-from score_st.runtime import exit_codes, progress
+from score_st.config import ConfigError, add_entries, changed, check, default, described, flatten, read
+from score_st.ranges import TYPES, Number
+from score_st.runtime import endings, exit_codes, progress
 from score_st.runtime.places import folder
 
 R = TypeVar("R")
 
-LOCAL_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, quota, read-only, gone
-
+OUR_OWN = ("config", "changes", "quiet")  # options that processes need not agree on beyond the configuration
 WORKDIR = "folder of checkpoints, logs and results: a local path, gs://… or s3://…"
 
 
@@ -57,12 +55,49 @@ def documented(
     return parser
 
 
+class HelpConfig(argparse.Action):
+    """Prints the keys of the configuration, or of a section, and ends the program."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """See argparse."""
+        try:
+            print(described(values or ""))
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.exit(exit_codes.DONE)
+
+
+def add_config_options(option: Callable[..., Any], required: bool = True, **files: Any) -> None:
+    """Adds --config, with the settings `files`, --config.KEY=VALUE and --help-config."""
+    option("--config", required=required, metavar="FILE", **files)
+    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
+    about = "show all keys, or those of training, sampling, eval, data, model, optim or storage, and exit"
+    option("--help-config", nargs="?", action=HelpConfig, metavar="SECTION", help=about)
+
+
+def within(range: Number) -> Callable[[str], Any]:
+    """Returns the type, for argparse, of a number in a range."""
+
+    def number(text: str) -> Any:
+        try:
+            value = range.kind(text)
+            wrong = range.problem(value)
+        except (ValueError, OverflowError):
+            wrong = f"should be {TYPES[range.kind]}"
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{text}: {wrong}")
+        return value
+
+    return number
+
+
 def parser(
     command: str,
     description: str,
     examples: str,
     codes: Mapping[int, str] | None = None,
     workdir: str | None = None,
+    config_required: bool = True,
 ) -> Parser:
     """Returns a `documented` parser that also has --config, --config.KEY=VALUE and --workdir.
 
@@ -72,12 +107,12 @@ def parser(
       examples: see `documented`.
       codes: see `documented`.
       workdir: the default; if there is none, --workdir is required.
+      config_required: whether --config is; a command for which it is not has all defaults without it.
     """
     parser = documented(command, description, examples, codes, processes=True)
     option = parser.add_argument_group("run").add_argument
-    option("--config", required=True, metavar="FILE", help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
+    add_config_options(option, config_required, help="a file, or a name such as vp/CIFAR10/ddpmpp_nll_st")
     option("--workdir", type=folder, required=workdir is None, default=workdir, metavar="DIR", help=WORKDIR)
-    option("--config.KEY", dest="_", metavar="VALUE", help="another value for a key: --config.training.k=2.0")
     return parser
 
 
@@ -114,7 +149,7 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
 
     Yields:
       The options. `config` is the configuration with every --config.KEY=VALUE, `base` the file that it comes from and
-      the configuration in it.
+      the configuration in it (None without --config), `changes` the values of --config.KEY.
 
     Raises:
       ConfigError: see `config.read`, `config.changed`, `distributed.start` and `places.opened`.
@@ -127,17 +162,20 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Iterator[
     progress.quiet = arguments.quiet
     config, inputs, patience = None, [], storage.PATIENCE
     if hasattr(arguments, "config"):
-        config = read(arguments.config)
-        base = {"file": arguments.config, "config": config.to_dict()}
-        arguments.config = changed(config, changes)
-        options = {f"--{key}": value for key, value in vars(arguments).items() if key not in ("config", "quiet")}
+        config = read(arguments.config) if arguments.config else default()
+        base = {"file": arguments.config, "config": config.to_dict()} if arguments.config else None
+        arguments.config, arguments.changes = changed(config, changes), changes
+        check(config, entries=False)  # a workdir may add some
+        options = {f"--{key}": value for key, value in vars(arguments).items() if key not in OUR_OWN}
         distributed.start(flatten(arguments.config) | options)
         arguments.base, patience = base, config.storage.patience
         inputs = [config.data.dir, config.data.prepared]
     with places.opened(arguments, patience, inputs, getattr(arguments, "shards", False)) as paths:
         vars(arguments).update(paths)
-        if config is not None and arguments.workdir:
-            add_entries(config, arguments.workdir)
+        if config is not None:
+            if arguments.workdir:
+                add_entries(config, arguments.workdir)
+            check(config)
         yield arguments
 
 
@@ -157,23 +195,34 @@ def command(parser: Callable[[], argparse.ArgumentParser]) -> Callable[[Callable
 
 def run(main: Callable[[], object]) -> None:
     """Runs a command; a ConfigError becomes one line on stderr and exit code 2, see `parser` for others."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
-    try:
-        main()
-    except (Exception, KeyboardInterrupt) as error:
-        from score_st.runtime import distributed, storage
-
-        if isinstance(error, ConfigError):
-            distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
-        elif isinstance(error, storage.Unreachable):
-            distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
-        elif isinstance(error, storage.Interrupted):
-            distributed.leave(exit_codes.STOPPED, f"error: {error}", at_once=True)
-        elif isinstance(error, OSError) and error.errno in LOCAL_STORAGE:
-            place = f"{error.filename}: " if error.filename else ""
-            distributed.leave(exit_codes.LOCAL_STORAGE, f"error: {place}{error.strerror}; what was saved stays")
-        elif isinstance(error, KeyboardInterrupt):
-            distributed.leave(exit_codes.INTERRUPTED, "")
-        elif not distributed.several():
+    endings.silence_orbax()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be importable here
+    endings.set_streams()
+    with endings.watched():
+        try:
+            main()
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error)
             raise
+
+
+def _end(error: BaseException) -> None:
+    """Ends the program with the exit code and the line that belong to an error; returns for one of the program."""
+    from score_st.runtime import distributed, lease, storage
+
+    if isinstance(error, lease.Taken):  # a checkpoint that is being written is not waited for
+        distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}", at_once=True)
+    elif isinstance(error, ConfigError):
+        distributed.leave(exit_codes.WRONG_REQUEST, f"error: {error}")
+    elif isinstance(error, storage.Unreachable):
+        distributed.leave(exit_codes.MISSING, f"error: {error}", at_once=True)
+    elif isinstance(error, storage.Interrupted):
+        distributed.leave(error.code, f"error: {error}", at_once=True)
+    elif isinstance(error, KeyboardInterrupt):
+        distributed.leave(exit_codes.INTERRUPTED, "", at_once=True)
+    elif failure := endings.storage_failure(error):
+        place = f"{failure.filename}: " if failure.filename else ""
+        line = f"error: {place}{failure.strerror}; what was saved stays"
+        distributed.leave(exit_codes.LOCAL_STORAGE, line, at_once=True)  # writes that failed may have left threads
+    elif distributed.several():
         distributed.fail(error)

@@ -1,4 +1,4 @@
-"""Several processes: how they meet, stop at the same step on SIGTERM, and end with the same exit code.
+"""Several processes: how they meet, stop at the same step on a signal, and end with the same exit code.
 
 With SCORE_ST_COORDINATOR=host:port, SCORE_ST_PROCESSES and SCORE_ST_PROCESS set, the processes meet at that address.
 On TPU pods, under SLURM and under Open MPI, `jax.distributed.initialize` finds them. Otherwise there is one process,
@@ -24,8 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from score_st.config import ConfigError, differences
-from score_st.runtime import exit_codes, sharding
+from score_st.config import ConfigError
+from score_st.runtime import endings, exit_codes, rendezvous, sharding
 
 MISSING, STOPPED = exit_codes.MISSING, exit_codes.STOPPED
 
@@ -64,11 +64,21 @@ def start(settings: dict[str, Any]) -> None:
         if index >= count or not address.rpartition(":")[2].isdecimal():
             raise ConfigError(f"SCORE_ST_COORDINATOR={address}: should be host:port, and SCORE_ST_PROCESS < {count}")
         if count > 1:
-            greeting = {"process": index} | introduction(settings)
-            (greet_first if index else gather)(address, count, greeting, limit)
+            meet(address, count, {"process": index} | introduction(settings), limit)
             initialize(60, coordinator_address=address, num_processes=count, process_id=index)
     elif in_cluster():
         start_in_cluster(settings, limit)
+
+
+def meet(address: str, count: int, own: dict[str, Any], limit: int) -> None:
+    """Waits for all processes, and compares their settings; ends the program if one does not come, or differs."""
+    try:
+        if not own["process"]:
+            rendezvous.gather(address, count, own, limit)
+        elif not rendezvous.greet_first(address, count, own, limit):
+            os._exit(exit_codes.WRONG_REQUEST)  # process 0 says why
+    except rendezvous.Missing as error:
+        leave(MISSING, f"error: {error}")
 
 
 def introduction(settings: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +93,7 @@ def initialize(timeout: int, **places: Any) -> None:
       timeout: seconds to wait for the others.
       **places: who this process is, for `jax.distributed.initialize`; without them, JAX asks the cluster.
     """
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = endings.output(os.dup(2))
     source = f"{inspect.getsource(condense_aborts)}\n\ncondense_aborts()"
     child = subprocess.Popen([sys.executable, "-S", "-c", source], stdin=subprocess.PIPE, start_new_session=True)
     assert child.stdin
@@ -120,63 +130,6 @@ def condense_aborts() -> None:
         dead = ", ".join(names[1].replace(",", " ").split()) if names else "0"
         held = f"error: process {dead} died or can't be reached; started again, the run resumes from what was saved\n"
     print(held, end="", file=sys.stderr)
-
-
-def gather(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
-    """Waits as process 0 for the others, names those that don't come, and tells all whether their settings agree."""
-    try:
-        server = socket.create_server(("", int(address.rpartition(":")[2])), backlog=count)
-    except OSError as error:
-        raise ConfigError(f"{address}: can't listen there ({error.strerror}); try another port") from error
-    greetings, connections, began, warn_at = {0: greeting}, [], time.monotonic(), 30
-    with server, contextlib.ExitStack() as stack:
-        server.settimeout(1)
-        while missing := [str(i) for i in range(count) if i not in greetings]:
-            waited, names = time.monotonic() - began, f"{address}: process {', '.join(missing)} of {count}"
-            if waited > limit:
-                leave(MISSING, f"error: {names} did not come within {limit} s (SCORE_ST_START_TIMEOUT)")
-            if waited > warn_at:
-                print(f"{names} has not come in {waited:.0f} s", file=sys.stderr, flush=True)
-                warn_at += 30
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger
-                connection = stack.enter_context(server.accept()[0])
-                connection.settimeout(10)
-                other = json.loads(connection.makefile().readline())
-                greetings[other["process"]] = other
-                connections.append(connection)
-        verdict = disagreement([greetings[i] for i in range(count)])
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(verdict).encode() + b"\n")
-                connection.recv(1)  # the other side closes first, which leaves the port free
-    if verdict:
-        raise ConfigError(verdict)
-
-
-def greet_first(address: str, count: int, greeting: dict[str, Any], limit: int) -> None:
-    """Reports to process 0, the other side of `gather`; ends with exit code 2 if process 0 finds a disagreement."""
-    end = time.monotonic() + limit
-    host, _, port = address.rpartition(":")
-    while (left := end - time.monotonic()) > 0:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            socket.create_connection((host, int(port)), min(left, 5)) as connection,
-        ):
-            connection.sendall(json.dumps(greeting).encode() + b"\n")
-            connection.settimeout(left)
-            return os._exit(exit_codes.WRONG_REQUEST) if json.loads(connection.makefile().readline()) else None
-        time.sleep(0.3)
-    leave(MISSING, f"error: {address}: process 0 of {count} did not answer within {limit} s (SCORE_ST_START_TIMEOUT)")
-
-
-def disagreement(greetings: list[dict[str, Any]]) -> str | None:
-    """Says which settings of a process differ from those of process 0."""
-    first = greetings[0]["settings"]
-    for index, greeting in enumerate(greetings):
-        other = greeting["settings"]
-        if differing := differences(other, first, sorted(first.keys() | other.keys())):
-            return f"process {index} on {greeting['host']} differs from process 0: {differing}"
-    return None
 
 
 def in_cluster() -> bool:
@@ -220,19 +173,19 @@ def start_in_cluster(settings: dict[str, Any], limit: int) -> None:
     text = json.dumps(introduction(settings)).encode()
     longest = int(np.max(multihost_utils.process_allgather(np.array(len(text), np.int32))))
     texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
-    if verdict := disagreement([json.loads(row.tobytes()) for row in np.asarray(texts)]):
+    if verdict := rendezvous.disagreement([json.loads(row.tobytes()) for row in np.asarray(texts)]):
         raise ConfigError(verdict)
 
 
 def leave(code: int, line: str, at_once: bool = False) -> NoReturn:
     """Ends the program with one line on stderr, printed by process 0 alone if all processes leave together.
 
-    With `at_once` no thread is waited for, such as one that writes to a bucket that does not answer.
+    With `at_once` no thread is waited for, such as one that computes, or writes to a bucket that does not answer.
     """
     sys.stdout.flush()
     if not several():
         print(line, end="\n" if line else "", file=sys.stderr, flush=True)
-        os._exit(code) if at_once else sys.exit(code)
+        endings.end(code) if at_once else sys.exit(code)
     together, index = threading.Event(), process_index()
 
     def meet() -> None:
@@ -247,7 +200,7 @@ def leave(code: int, line: str, at_once: bool = False) -> NoReturn:
     os._exit(code)
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: BaseException) -> NoReturn:
     """Ends with the traceback, once JAX had the time to abort if another process's death is behind the error."""
     if any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "ABORTED")):
         time.sleep(setting("HEARTBEAT", "30") + 10)
@@ -256,11 +209,11 @@ def fail(error: Exception) -> NoReturn:
 
 
 class Preemption:
-    """SIGTERM to any process, which all processes notice after the same step.
+    """SIGTERM, SIGHUP or SIGINT to any process, which all processes notice after the same step.
 
-    All processes make one at the same place and ask `reached` after every dispatch. With several, each contributes a
-    flag to a sum over all devices, which is dispatched after the step and read `LAG` dispatches later, so that the
-    loop does not wait for it.
+    All processes make one at the same place and ask `reached` after every dispatch. With several, each contributes its
+    exit code to a maximum over all devices, which is dispatched after the step and read `LAG` dispatches later, so
+    that the loop does not wait for it.
 
     `multihost_utils.reached_preemption_sync_point` does not serve: once JAX's preemption service has started, it takes
     SIGTERM for itself even while nobody asks, as during a snapshot, which should end at once
@@ -268,45 +221,69 @@ class Preemption:
     """
 
     LAG = 4
-    GRACE = 10  # seconds
+    OVERDUE = 0.4  # of the time
 
-    def __init__(self, mesh: Mesh) -> None:
-        """See `listen`; `mesh` has the devices of all processes."""
-        self.mesh, self.noticed, self.pending = mesh, 0.0, collections.deque[jax.Array]()
-        self.total = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
+    def __init__(self, mesh: Mesh, grace: float = 25.0) -> None:
+        """See `listen`.
+
+        Args:
+          mesh: the devices of all processes.
+          grace: seconds after which a command ends in any case.
+        """
+        self.mesh, self.grace, self.noticed, self.code = mesh, grace, 0.0, 0
+        self.pending, self.handlers = collections.deque[jax.Array](), dict[signal.Signals, Any]()
+        self.most = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
     def listen(self, active: bool = True) -> None:
-        """Takes note of SIGTERM from now on; if not `active`, SIGTERM ends the process at once."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.notice if active else signal.SIG_DFL)
+        """Takes note of signals from now on; if not `active`, they end the process at once.
+
+        SIGHUP and SIGINT are left alone where they are ignored, as under nohup.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in endings.CODES if active else ():
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+                self.handlers[number] = signal.signal(number, self.notice)
+        for number in () if active else [*self.handlers]:
+            signal.signal(number, self.handlers.pop(number))
+        if active or not self.noticed:
+            # a process that is killed from outside after `grace` should have ended by itself
+            endings.allow(0.96 * self.grace if active else endings.LIMIT)
 
     def pause(self) -> None:
-        """From now on SIGTERM ends the process at once, and so does one that has come since the last answer."""
+        """From now on a signal ends the process at once, and so does one that has come since the last answer."""
         self.listen(False)
         if self.noticed:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(next(number for number, code in endings.CODES.items() if code == self.code))
 
-    def notice(self, *_: Any) -> None:
-        """Notes that SIGTERM has come, and when; a signal handler."""
-        self.noticed = self.noticed or time.monotonic()
+    def notice(self, number: int, *_: Any) -> None:
+        """Notes which signal has come, and when; a signal handler.
+
+        Raises:
+          KeyboardInterrupt: the second Ctrl-C.
+        """
+        if not self.noticed:
+            self.noticed, self.code = time.monotonic(), endings.CODES[signal.Signals(number)]
+        elif number == signal.SIGINT and time.monotonic() > self.noticed + endings.REPEATED:
+            raise KeyboardInterrupt
 
     def is_overdue(self) -> bool:
-        """Whether SIGTERM came so long ago that the program should have ended."""
-        return bool(self.noticed) and time.monotonic() > self.noticed + self.GRACE
+        """Whether a signal came so long ago that the program should have ended."""
+        return bool(self.noticed) and time.monotonic() > self.noticed + self.OVERDUE * self.grace
 
-    def reached(self, wait: bool = False) -> bool:
-        """Returns whether to save and stop now, the same on all processes; asked after every dispatch.
+    def reached(self, wait: bool = False) -> int:
+        """Returns the exit code with which to stop now, or 0, the same on all processes; asked after every dispatch.
 
         Args:
           wait: whether to wait for the answer as of now, as before something that takes long.
         """
         if not several():
-            return bool(self.noticed)
-        flags = np.full(len(self.mesh.local_devices), bool(self.noticed), np.int32)
+            return self.code
+        codes = np.full(len(self.mesh.local_devices), self.code, np.int32)
         layout = sharding.sharded(self.mesh)
-        self.pending.append(self.total(jax.make_array_from_process_local_data(layout, flags, (self.mesh.size,))))
+        self.pending.append(self.most(jax.make_array_from_process_local_data(layout, codes, (self.mesh.size,))))
         if wait:
             newest = self.pending.pop()
             self.pending.clear()
-            return bool(newest)
-        return len(self.pending) > self.LAG and bool(self.pending.popleft())
+            return int(newest)
+        return int(self.pending.popleft()) if len(self.pending) > self.LAG else 0

@@ -10,6 +10,7 @@ FAILED = 1
 WRONG_REQUEST = 2
 LOCAL_STORAGE = 74
 MISSING = 75
+HUNG_UP = 129
 INTERRUPTED = 130
 ABORTED = 134
 KILLED = 137
@@ -31,7 +32,8 @@ TABLE = {
     WRONG_REQUEST: ExitCode("the request can't be met; nothing was written"),
     LOCAL_STORAGE: ExitCode("local storage failed during the run: full, over quota, read-only or gone"),
     MISSING: ExitCode("another process or a bucket is not there; the same command resumes", restarted=True),
-    INTERRUPTED: ExitCode("interrupted"),
+    HUNG_UP: ExitCode("SIGHUP, after saving: the terminal was closed; nohup prevents it", processes=True),
+    INTERRUPTED: ExitCode("interrupted; training saves first"),
     ABORTED: ExitCode("another process died; the same command resumes", restarted=True, processes=True),
     KILLED: ExitCode("killed; the same command resumes", restarted=True, shown=False),
     STOPPED: ExitCode("SIGTERM, after saving; the same command resumes", restarted=True, processes=True),

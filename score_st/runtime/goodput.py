@@ -1,12 +1,13 @@
 """Goodput: the share of wall time since a run began that went into steps whose results were kept."""
 
 import contextlib
-import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from score_st import strict_json
 from score_st.runtime.workdir import write_text
 
 FILE = "goodput.json"
@@ -33,10 +34,12 @@ class Goodput:
         """
         self.path, self.writes, self.now = workdir / FILE, writes, now
         self.began, self.kept = self.now(), dict[int, float]()
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            stored = json.loads(self.path.read_text())
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            stored = strict_json.loads(self.path.read_bytes())
             began = float(stored["began"]) + (self.now() - float(stored["ended"]) if "ended" in stored else 0.0)
             kept = {int(step): float(seconds) for step, seconds in stored["seconds"].items()}
+            if not (math.isfinite(began) and all(0 <= seconds < math.inf for seconds in kept.values())):
+                raise ValueError("no times")
             self.began, self.kept = min(began, self.now()), {step: kept[step] for step in kept if step <= start}
         self.before = self.kept[max(self.kept)] if self.kept else 0.0
         self.resumed: float | None = None  # when the steps of this process began
@@ -83,7 +86,7 @@ class Goodput:
 
     def share(self) -> float:
         """Returns the goodput."""
-        return self.seconds() / max(self.now() - self.began, 1e-9)
+        return min(self.seconds() / max(self.now() - self.began, 1e-9), 1.0)
 
     def keep(self, step: int) -> None:
         """Takes the results up to `step` as kept; called before a checkpoint of them is written."""
@@ -96,4 +99,4 @@ class Goodput:
 
     def _write(self, **more: float) -> None:
         if self.writes:
-            write_text(self.path, json.dumps({"began": self.began, "seconds": self.kept} | more))
+            write_text(self.path, strict_json.dumps({"began": self.began, "seconds": self.kept} | more))

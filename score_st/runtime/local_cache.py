@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from score_st import strict_json
 from score_st.config import ConfigError
-from score_st.runtime import progress, storage
+from score_st.runtime import endings, progress, storage
 from score_st.runtime.workdir import write_text
 
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "score_st"
@@ -44,7 +45,7 @@ def copied(url: str, cache: str | Path = "", patience: float = storage.PATIENCE)
         with _locked(target.with_name(f".{target.name}.lock")):
             _update(url, target, objects, patience)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is None:
+        if endings.storage_failure(error) or (isinstance(error, FileNotFoundError) and error.filename is None):
             raise
         raise ConfigError(f"config.data.local_cache={str(cache)!r}: can't be written ({error})") from error
     return target
@@ -61,8 +62,8 @@ def _update(url: str, target: Path, objects: list[storage.Listed], patience: flo
     """Fetches what is missing or has changed. A JSON file beside the copy has what is complete."""
     note = target.with_name(f".{target.name}.json")
     have: dict[str, list] = {}
-    with contextlib.suppress(OSError, ValueError):
-        have = json.loads(note.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        have = dict(strict_json.loads(note.read_bytes()))
 
     def is_here(item: storage.Listed) -> bool:
         path = target / item.path if item.path else target

@@ -61,6 +61,14 @@ def exists(path: Path) -> bool:
     return path.exists() or bool(url and storage.patiently(url, lambda: storage.listing(url), storage.PATIENCE))
 
 
+def exists_below(folder: Path) -> bool:
+    """Whether there is a file in this folder, or in that of the bucket which its mirror stands for."""
+    url = url_of(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        return True
+    return bool(url and storage.patiently(url, lambda: storage.listing(url), storage.PATIENCE))
+
+
 def shown(path: str | os.PathLike) -> str:
     """Returns a path as the user knows it: the URL for one in a mirror."""
     return url_of(path) or str(path)
@@ -137,7 +145,7 @@ class Mirror:
         self._turn, self._lock = threading.Condition(), threading.Lock()
         self._wanted = self._done = 0
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = self.abandoned = False  # abandoned: another process has the folder, and nothing is uploaded
 
     def download(
         self, wanted: Callable[[str], bool] = lambda path: True, everything: bool = False, threads: int = 16
@@ -271,7 +279,21 @@ class Mirror:
     def sync(self) -> None:
         """Uploads once what has changed; what fails is tried again by the next call."""
         with self._lock:
-            self._sync()
+            if not self.abandoned:
+                self._sync()
+
+    def finished_steps(self, folder: str) -> list[int]:
+        """Returns the steps of the checkpoints that are complete in the bucket, in ascending order.
+
+        Args:
+          folder: "checkpoints" or "averages".
+
+        Raises:
+          storage.Unreachable: the bucket does not answer.
+        """
+        names = [item.path for item in self._ask(lambda: storage.listing(storage.join(self.url, folder)))]
+        steps = [name.removesuffix(f"/{MARKER}") for name in names if name.endswith(f"/{MARKER}")]
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def bring(self, folder: str) -> None:
         """Downloads a checkpoint on s3:// unless it is here; nothing if it is not complete in the bucket.

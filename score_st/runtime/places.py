@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,24 +36,50 @@ class Place:
         return self.text
 
 
+def meant(place: str | os.PathLike) -> str:
+    """Returns a path or URL as it was meant: with ~ expanded, which a shell leaves alone in --workdir=~/run.
+
+    Raises:
+      ConfigError: it is empty, as an unset variable of a shell is, or one of ~nobody/run, file:///run, gs:/bucket.
+    """
+    text = str(place)
+    if not text.strip():
+        raise ConfigError("an empty path; should be a folder or file, . for the current folder")
+    if storage.scheme(text):
+        return text
+    if re.match(r"(gs|s3):", text):
+        raise ConfigError(f"{text}: should be {text[:2]}://bucket/folder, or ./{text} for a local path")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ConfigError(f"{text}: there is no such user; should be ./{text} for a local path of that name")
+    return expanded
+
+
+def _place(text: str, kind: str) -> Place:
+    try:
+        return Place(meant(text), kind)
+    except ConfigError as error:  # argparse would show neither this nor any other ValueError
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def folder(text: str) -> Place:
     """The type, for argparse, of a folder that a command reads and writes."""
-    return Place(text, "folder")
+    return _place(text, "folder")
 
 
 def file(text: str) -> Place:
     """The type, for argparse, of a file that a command writes."""
-    return Place(text, "file")
+    return _place(text, "file")
 
 
 def source(text: str) -> Place:
     """The type, for argparse, of a file or folder that a command reads."""
-    return Place(text, "input")
+    return _place(text, "input")
 
 
 def everything(text: str) -> Place:
     """The type, for argparse, of a workdir that a command reads with its checkpoints."""
-    return Place(text, "everything")
+    return _place(text, "everything")
 
 
 def uploads(path: str) -> bool:
@@ -195,11 +223,12 @@ def reading(place: str | Path, wanted: Callable[[str], bool] = is_about_weights)
       ConfigError: the bucket is missing or refuses access, or there is nothing.
       storage.Unreachable: the bucket does not answer.
     """
+    place = meant(place)
     if not storage.scheme(place):
         yield Path(place)
         return
-    storage.probe([], [str(place)])
-    opened, path = read(str(place).rstrip("/"), storage.PATIENCE, wanted)
+    storage.probe([], [place])
+    opened, path = read(place.rstrip("/"), storage.PATIENCE, wanted)
     try:
         yield path
     except ConfigError as error:

@@ -7,7 +7,6 @@ since XProf shows the files of one folder together. What fails in the profiler i
 import argparse
 import collections
 import contextlib
-import json
 import re
 import shutil
 import sys
@@ -17,7 +16,8 @@ from typing import Any
 
 import jax
 
-from score_st.config import ConfigError
+from score_st import strict_json
+from score_st.runtime import endings
 from score_st.runtime.workdir import write_text
 
 FOLDER = "profile"  # in the workdir
@@ -26,24 +26,9 @@ LONGEST = 10  # operations that are listed
 
 
 def parse_steps(text: str) -> tuple[int, int] | None:
-    """Parses training.profile_steps.
-
-    Args:
-      text: "A-B", or "".
-
-    Returns:
-      The first and the last step of the trace, or None.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d+)-(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        reason = "should be two steps A-B with 1 <= A <= B, such as 100-110"
-        raise ConfigError(f"config.training.profile_steps={text!r}: {reason}")
-    return int(match[1]), int(match[2])
+    """Returns the first and the last step of training.profile_steps, "A-B", or None for ""."""
+    first, _, last = text.partition("-")
+    return (int(first), int(last)) if text else None
 
 
 class Trace:
@@ -64,7 +49,7 @@ class Trace:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
         options.session_id = self.name
-        with _said(f"no trace of {self.about}"):
+        with endings.said(f"no trace of {self.about}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._temporary, profiler_options=options)
             self.active = True
@@ -74,11 +59,11 @@ class Trace:
         if not self.active:
             return
         self.active = False
-        with _said(f"no trace of {self.about}"):
+        with endings.said(f"no trace of {self.about}"):
             jax.profiler.stop_trace()
             path = self._move()
             if jax.process_index() == 0:
-                with _said(f"the operations of {path} were not read"):
+                with endings.said(f"the operations of {path} were not read"):
                     self._list(path)
 
     @property
@@ -101,21 +86,13 @@ class Trace:
     def _list(self, path: Path) -> None:
         """Adds the longest operations of a trace to those of other traces."""
         known, file = {}, self.folder / OPERATIONS
-        with contextlib.suppress(OSError, ValueError):
-            known = dict(json.loads(file.read_text()))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = dict(strict_json.loads(file.read_bytes()))
         data = jax.profiler.ProfileData.from_file(str(path))
         entry = {"about": self.about, "device": jax.devices()[0].device_kind} | longest(data)
-        write_text(file, json.dumps({name: known[name] for name in known if name != self.name} | {self.name: entry}))
-
-
-@contextlib.contextmanager
-def _said(consequence: str) -> Iterator[None]:
-    """Says on stderr what fails inside, and ends it."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"warning: {consequence}: {reason}", file=sys.stderr, flush=True)
+        write_text(
+            file, strict_json.dumps({name: known[name] for name in known if name != self.name} | {self.name: entry})
+        )
 
 
 def traced(

@@ -26,6 +26,12 @@ def bars() -> "Progress":
     return display
 
 
+def close() -> None:
+    """Ends the display, which brings the cursor back."""
+    if bars.cache_info().currsize:
+        bars().stop()
+
+
 def clock(seconds: float) -> str:
     """Formats seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

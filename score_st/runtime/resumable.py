@@ -8,16 +8,23 @@ calls `compute()` and stores what it returns. Where the results are stored is th
 - `Chunks`: jobs that are done in order, and a small file that says how far they are. Prepared data sets.
 """
 
+import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from score_st import strict_json
+from score_st.runtime import numpy_files
 from score_st.runtime.workdir import write_text
+
+# what reading damaged files raises, and asking for what should be in them
+DAMAGED: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 Job = tuple[str | int | float, ...]
 Result = Mapping[str, Any]
@@ -38,8 +45,9 @@ class Results(Protocol):
 class JsonLines:
     """Results as lines of JSON in one file: the settings first, then each job with its seconds and its result.
 
-    Lines of other settings are dropped, and so is a last line that was cut off. The constructor only reads: with
-    several processes, let all of them construct theirs before one stores a result.
+    A line has a CRC-32 of itself and the settings. Lines that are damaged, or of other settings, do not count, but
+    stay. As nothing is ever rewritten, two processes may add to one file at once, even with different settings. Lines
+    without a CRC-32, as older versions wrote them, count if the file begins with the same settings.
     """
 
     def __init__(self, path: Path, settings: dict, writes: bool = True) -> None:
@@ -48,48 +56,61 @@ class JsonLines:
         Args:
           path: the file.
           settings: everything that the results depend on, as JSON has it.
-          writes: whether this process writes the file; only one may.
+          writes: whether this process writes the file; only one of those that work together may.
         """
         self.path, self.writes = path, writes
         self.header = json.dumps({"settings": settings})
         self.seconds: dict[Job, float] = {}
-        self._lines: dict[Job, dict] = {}
-        self._clean = False  # whether the file has the lines that we have, and no others
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines[:1] == [self.header]:
-            for line in lines[1:]:
-                try:
-                    self._add(json.loads(line))
-                except ValueError:  # only the last line can be cut off
-                    break
+        self._results: dict[Job, dict[str, np.ndarray]] = {}
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        self._headed, old = self.header.encode() in lines, lines[:1] == [self.header.encode()]
+        for text in lines:
+            with contextlib.suppress(*DAMAGED):
+                line = strict_json.loads(text)
+                stored = line.pop("crc32", None)
+                if stored == self._crc32(line) or (stored is None and old):
+                    self._add(line)
 
-    def _add(self, line: dict) -> None:
-        job = tuple(line["job"])
-        self._lines[job], self.seconds[job] = line, line["seconds"]
+    def _crc32(self, line: dict) -> int:
+        return zlib.crc32(json.dumps(line).encode(), zlib.crc32(self.header.encode()))
+
+    def _add(self, line: dict) -> dict[str, np.ndarray]:
+        job, result = tuple(line["job"]), {key: np.asarray(value) for key, value in line["result"].items()}
+        if any(array.dtype.kind not in "bif" for array in result.values()):
+            raise TypeError("neither numbers nor bool")
+        self.seconds[job], self._results[job] = float(line["seconds"]), result
+        return result
 
     def _write(self, line: dict) -> None:
-        if not self._clean:
-            write_text(
-                self.path, "".join(f"{text}\n" for text in (self.header, *map(json.dumps, self._lines.values())))
-            )
-            self._clean = True
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line | {"crc32": self._crc32(line)}) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            cut_off = size and file.read() != b"\n"  # it stays a line of its own
+            header = "" if self._headed else self.header + "\n"
+            file.write(("\n" * bool(cut_off) + header + text).encode())
+        self._headed = True
 
     def __contains__(self, job: Job) -> bool:
         """Whether the result of `job` is stored."""
-        return job in self._lines
+        return job in self._results
 
-    def __call__(self, job: Job, compute: Callable[[], Result]) -> dict[str, np.ndarray]:
-        """Returns the arrays of `job`, stored or computed, in both cases float64, int64 or bool, as JSON has them."""
-        if job not in self._lines:
-            began = time.perf_counter()
-            result = {key: np.asarray(value).tolist() for key, value in compute().items()}
-            line = {"job": job, "seconds": round(time.perf_counter() - began, 4), "result": result}
-            if self.writes:
-                self._write(line)
-            self._add(line)
-        return {key: np.asarray(value) for key, value in self._lines[job]["result"].items()}
+    def __call__(
+        self, job: Job, compute: Callable[[], Result], valid: Callable[[Result], bool] = lambda result: True
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays of `job`: the stored ones if there are `valid` ones, or else computes and stores them.
+
+        In both cases they are float64, int64 or bool, as JSON has them.
+        """
+        if job in self._results and valid(self._results[job]):
+            return dict(self._results[job])
+        began = time.perf_counter()
+        result = {key: np.asarray(value).tolist() for key, value in compute().items()}
+        line = {"job": job, "seconds": round(time.perf_counter() - began, 4), "result": result}
+        if self.writes:
+            self._write(line)
+        return dict(self._add(line))
 
 
 class Format(NamedTuple):
@@ -100,26 +121,30 @@ class Format(NamedTuple):
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
+    return numpy_files.read_npz(path)
 
 
 def _write_npz(path: Path, result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # without a process number: the next run replaces what a kill leaves
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **result)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **result)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 JSON = Format(
-    lambda path: json.loads(path.read_text()), lambda path, result: write_text(path, json.dumps(result, indent=1))
+    lambda path: strict_json.loads(path.read_bytes()),
+    lambda path, result: write_text(path, strict_json.dumps(result, indent=1)),
 )
 NPZ = Format(_read_npz, _write_npz)
 
 
 class JobFiles:
-    """Results as a file for each job; a file that is there is complete."""
+    """Results as a file for each job; one that can't be read is computed again."""
 
     def __init__(self, folder: Path, pattern: str, format: Format, writes: bool = True) -> None:
         """Touches nothing.
@@ -144,8 +169,11 @@ class JobFiles:
         self, job: Job, compute: Callable[[], Result], valid: Callable[[Result], bool] = lambda result: True
     ) -> Result:
         """Returns the stored result of `job` if there is a `valid` one, or computes and stores it."""
-        if job in self and valid(result := self.format.read(self.path(job))):
-            return result
+        if job in self:
+            with contextlib.suppress(*DAMAGED):
+                result = self.format.read(self.path(job))
+                if valid(result):
+                    return result
         result = compute()
         if self.writes:
             self.format.write(self.path(job), result)
@@ -155,7 +183,8 @@ class JobFiles:
 class Chunks:
     """Jobs (first,) that are done in order; a JSON file holds the settings and the state after the latest of them.
 
-    A state is a dictionary of numbers, of which `done` says that all jobs with first < done are done.
+    A state is a dictionary of whole numbers from 0 and lists of them. Its `done` says that all jobs with first < done
+    are done.
     """
 
     def __init__(self, path: Path, settings: dict, start: dict) -> None:
@@ -168,10 +197,14 @@ class Chunks:
         """
         self.path, self.settings, self.state = path, json.loads(json.dumps(settings)), start
         try:
-            stored = json.loads(path.read_text())
+            stored = strict_json.loads(path.read_bytes())
         except (FileNotFoundError, ValueError):
             return
-        if isinstance(stored, dict) and stored == self.settings | {key: stored.get(key) for key in start}:
+        is_count = lambda value: type(value) is int and value >= 0
+        is_state = lambda value: all(map(is_count, value)) if isinstance(value, list) else is_count(value)
+        alike = lambda key: is_state(stored.get(key)) and isinstance(stored[key], list) == isinstance(start[key], list)
+        complete = isinstance(stored, dict) and all(map(alike, start))
+        if complete and stored == self.settings | {key: stored.get(key) for key in start}:
             self.state = {key: stored[key] for key in start}
 
     def __contains__(self, job: Job) -> bool:
@@ -182,5 +215,5 @@ class Chunks:
         """Returns the latest state, after `compute()` has done the job and returned its state if it was not done."""
         if job not in self:
             self.state = dict(compute())
-            write_text(self.path, json.dumps(self.settings | self.state))
+            write_text(self.path, strict_json.dumps(self.settings | self.state))
         return self.state

@@ -27,7 +27,7 @@ def mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
-    if fsdp < 1 or n % fsdp:
+    if n % fsdp:
         raise ConfigError(f"config.training.fsdp={fsdp}: should divide the number of devices, {n}")
     return jax.make_mesh((n // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -77,7 +77,7 @@ def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def check_divisible(key: str, size: int, by: int, what: str) -> None:
-    """Raises ConfigError unless `size`, the value of config key `key`, is a multiple of `by`, which is `what`."""
-    if size % by:
+    """Raises ConfigError unless `size`, the value of config key `key`, is a positive multiple of `by`: `what`."""
+    if size < 1 or size % by:
         below = max(size // by * by, by)
         raise ConfigError(f"config.{key}={size}: should be a multiple of {by}, {what}; {below} would do")

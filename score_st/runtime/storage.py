@@ -36,7 +36,9 @@ class Unreachable(Exception):
 
 
 class Interrupted(Exception):
-    """What was tried is to stop: SIGTERM came while the bucket did not answer."""
+    """What was tried is to stop: SIGTERM, or another signal, came while the bucket did not answer."""
+
+    code = 143  # with which the program ends
 
 
 def scheme(place: str | os.PathLike) -> str:
@@ -267,12 +269,66 @@ def put_bytes(content: bytes, url: str) -> None:
     attempt(lambda: of(url).pipe_file(url, content), ATTEMPT_SECONDS + len(content) / SLOWEST)
 
 
+def put_if(content: bytes, url: str, version: str) -> bool:
+    """Uploads a small object unless it was changed meanwhile; returns whether it did.
+
+    Args:
+      content: of the object.
+      url: of the object.
+      version: what `get_with_version` returned; "": the object must not exist.
+    """
+    fs = of(url)
+    bucket, _, key = fs._strip_protocol(url).partition("/")
+
+    def upload() -> None:
+        if scheme(url) == "s3":
+            condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+            return
+        # gcsfs has a condition for new objects alone
+        body = b'--==0==\nContent-Type: application/json\n\n{"name": "%s"}\n' % key.encode()
+        body += b"--==0==\nContent-Type: application/octet-stream\n\n%s\n--==0==--" % content
+        place = f"{fs._location}/upload/storage/v1/b/{bucket}/o"
+        headers = {"Content-Type": 'multipart/related; boundary="==0=="'}
+        condition = {"uploadType": "multipart", "ifGenerationMatch": version or "0"}
+        fs.call("POST", place, headers=headers, data=body, json_out=True, **condition)
+
+    try:
+        attempt(upload)
+        return True
+    except FileExistsError:  # how gcsfs says it
+        return False
+    except Exception as error:
+        codes = str(getattr(error, "code", "")), str(error), str(error.__cause__)
+        if any(word in code for code in codes for word in ("412", "Precondition", "pre-conditions")):
+            return False
+        raise
+
+
+def get_with_version(url: str) -> tuple[bytes, str]:
+    """Downloads a small object; returns its content, and what changes whenever it is written.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    fs = of(url)
+    bucket, _, key = fs._strip_protocol(url).partition("/")
+    if scheme(url) == "s3":
+        version = attempt(lambda: fs.call_s3("head_object", Bucket=bucket, Key=key))["ETag"]
+    else:
+        version = attempt(lambda: fs.call("GET", "b/{}/o/{}", bucket, key, json_out=True))["generation"]
+    return attempt(lambda: fs.cat_file(url)), str(version)  # newer content has another version, which `put_if` refuses
+
+
 def get(url: str, path: Path) -> None:
     """Downloads an object; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    of(url).get_file(url, str(temporary))
-    temporary.replace(path)
+    try:
+        of(url).get_file(url, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def get_bytes(url: str) -> bytes:

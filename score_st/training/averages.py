@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_st.array_types import Array, Float, Int
-from score_st.config import ConfigError
 
 WIDTHS = (0.05, 0.10)  # those that training keeps
 NARROWEST, WIDEST = 0.02, 0.25  # that can be made of these
@@ -32,12 +31,7 @@ def stored_steps(count: int, stop: int) -> tuple[int, ...]:
     Args:
       count: training.averages, how many.
       stop: training.n_iters.
-
-    Raises:
-      ConfigError: the count is negative, or larger than the number of steps.
     """
-    if not 0 <= count <= max(stop, 0):
-        raise ConfigError(f"config.training.averages={count}: should be from 0 (none) to training.n_iters={stop}")
     return tuple(stop * i // count for i in range(1, count + 1))
 
 

@@ -4,16 +4,19 @@ On gs:// Orbax writes to the bucket. On s3://, which it can't write, it writes t
 """
 
 import contextlib
+import gc
+import logging
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -21,28 +24,18 @@ from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
 from score_st.runtime import mirror, sharding, storage
 from score_st.runtime.workdir import check_same
-from score_st.training import state
+from score_st.training import hashes, saved_steps, state
 from score_st.training.optimizer import optimizer_from_config
 from score_st.training.state import TrainState
 
 if TYPE_CHECKING:  # it takes long to import
     import orbax.checkpoint as ocp
 
-FOLDERS = ("checkpoints", "averages")  # those that Orbax writes
+_noted: set[str] = set()  # checkpoints without hashes
 
 
-def root(workdir: str | Path, folder: str = "checkpoints") -> epath.Path:
-    """Returns where Orbax keeps a folder of the workdir: in the bucket for a mirror of gs://, otherwise in it."""
-    url = mirror.url_of(workdir)
-    if url.startswith("gs://"):
-        return epath.Path(storage.join(url, folder))
-    return epath.Path(Path(workdir).absolute() / folder)
-
-
-def exist(workdir: str | Path, folder: str = "checkpoints") -> bool:
-    """Whether the workdir has the folder of checkpoints."""
-    path = root(workdir, folder)
-    return path.is_dir() and any(path.iterdir())
+class Damaged(ConfigError):
+    """A checkpoint that can't be read, or does not have what was saved."""
 
 
 def manager(
@@ -55,18 +48,21 @@ def manager(
 ) -> "ocp.CheckpointManager":
     """Returns a manager that keeps the `newest` checkpoints (None: all) and those at multiples of `keep_period`.
 
-    With `alone` this process writes without the others.
+    It also keeps those of `keep_snapshots`. With `alone` this process writes without the others.
     """
     import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
 
-    place, processes = root(workdir, folder), {}
+    place, processes = saved_steps.root(workdir, folder), {}
     if alone:
         place.mkdir(parents=True, exist_ok=True)  # which Orbax then leaves to its caller
         processes = dict(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
+    keep: list[policies.PreservationPolicy] = [policies.LatestN(newest)]
+    if keep_period:
+        keep += [policies.EveryNSteps(keep_period), policies.CustomSteps(sorted(saved_steps.kept_snapshots(workdir)))]
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=newest,
-        keep_period=keep_period,
+        preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
         read_only=read_only,
         create=not read_only and not alone,
         # processes wait for each other under names that have the step: two managers may write the same one at once
@@ -75,17 +71,30 @@ def manager(
     return ocp.CheckpointManager(place, options=options)
 
 
+def remove_unfinished(workdir: str | Path) -> None:
+    """Deletes what a write that failed has left on a local disk, which takes room and is never read."""
+    for folder in saved_steps.FOLDERS:
+        for path in Path(workdir, folder).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def save(manager: "ocp.CheckpointManager", current: TrainState) -> None:
     """Starts to write the state under its step, unless that has a checkpoint already."""
     save_item(manager, int(current.step), current)
 
 
+def parts_of(item: Any) -> dict[str, Any]:
+    """Returns the parts of a tree by name: of a dataclass its attributes."""
+    return {field.name: getattr(item, field.name) for field in fields(item)} if is_dataclass(item) else dict(item)
+
+
 def save_item(manager: "ocp.CheckpointManager", step: int, item: Any) -> None:
-    """Starts to write a tree of arrays under a step, unless that is the newest checkpoint already."""
+    """Starts to write a tree of arrays and their hashes under a step, unless that is the newest checkpoint already."""
     import orbax.checkpoint as ocp
 
     if step != manager.latest_step():
-        manager.save(step, args=ocp.args.StandardSave(item))
+        parts = parts_of(item)
+        manager.save(step, args=ocp.args.PyTreeSave({**parts, hashes.KEY: hashes.of(parts)}))
 
 
 class Saver:
@@ -101,6 +110,7 @@ class Saver:
         settings: ConfigDict,
         stop: Callable[[], bool],
         open: Callable[[], "ocp.CheckpointManager"],
+        may_write: Callable[..., None] = lambda stop: None,
     ) -> None:
         """See `save` and `wait`.
 
@@ -109,9 +119,10 @@ class Saver:
           settings: config.storage.
           stop: asked while it waits; True: it waits no longer unless the bucket answers.
           open: returns a new manager of the folder.
+          may_write: called with the method `stop` before each checkpoint; see `lease.Lease.check`.
         """
         self.workdir, self.settings, self.open, self.manager = workdir, settings, open, open()
-        self.mirror, self.overdue = mirror.of(workdir), stop
+        self.mirror, self.overdue, self.may_write = mirror.of(workdir), stop, may_write
         self.failed = False  # whether the last save did
         self.waited = 0.0  # seconds that training waited for storage
 
@@ -123,11 +134,14 @@ class Saver:
         Raises:
           storage.Unreachable: the bucket does not answer.
           storage.Interrupted: `stop` has returned True.
+          lease.Taken: another process has taken the run over.
         """
         if self.mirror is None:
+            self.may_write(self.stop)
             save_item(self.manager, step, item)
             return
         with self._timed():
+            self.may_write(self.stop)
             before = self._is_written()
             self._start(step, item)
             if not before:
@@ -251,7 +265,7 @@ def rescue(folder: str, workdir: Path, current: TrainState) -> str:
     if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(current)):
         return ""
     target = Path(folder or tempfile.mkdtemp(prefix="score_st-rescue-")).absolute()
-    shutil.copytree(workdir, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", *FOLDERS))
+    shutil.copytree(workdir, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", *saved_steps.FOLDERS))
     with manager(target, alone=True) as local:
         save(local, jax.tree.map(np.asarray, current))
     command = f"python -m score_st.copy --from {target} --to {mirror.shown(workdir)}"
@@ -263,6 +277,9 @@ def restore(
 ) -> TrainState | None:
     """Reads a state, sharded over `mesh`.
 
+    Without `step` it is the newest that can be read. Others after it are set aside, with a line on stderr: what
+    follows writes these steps again.
+
     Args:
       manager: of the workdir.
       abstract: a state of ShapeDtypeStructs.
@@ -271,9 +288,27 @@ def restore(
 
     Returns:
       The state, or None if there is no checkpoint.
+
+    Raises:
+      Damaged: `step`, or each checkpoint, can't be read; nothing is set aside.
     """
-    step = manager.latest_step() if step is None else step
-    return None if step is None else read_item(manager, step, placed(abstract, mesh))
+    target, place = placed(abstract, mesh), manager.directory
+    if step is not None:
+        return read_item(manager, step, target)
+    wrong = saved_steps.unfinished(manager)
+    for step in reversed(saved_steps.finished(place)):
+        if remote := mirror.of(place):
+            remote.bring(f"{place.name}/{step}")
+        try:
+            current = read_item(manager, step, target)
+        except Damaged as error:
+            wrong[step] = str(error)
+            continue
+        saved_steps.set_aside(manager, wrong, f", and step {step} is taken")
+        return current
+    if wrong:
+        raise Damaged(f"{wrong[max(wrong)]}, and there is no other; delete it to train from the start")
+    return None
 
 
 def placed(abstract: Any, mesh: Mesh) -> Any:
@@ -285,14 +320,71 @@ def placed(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, abstract, sharding.shardings(mesh, abstract))
 
 
-def read_item(manager: "ocp.CheckpointManager", step: int, target: Any, partial: bool = False) -> Any:
-    """Reads a checkpoint into the form of `target`, see `placed`; with `partial` there may be more in it."""
+def read_item(manager: "ocp.CheckpointManager", step: int, target: Any) -> Any:
+    """Reads a checkpoint into the form of `target`, see `placed`, and compares the hashes of what was read.
+
+    There may be more in it than `target` has. One without hashes is read, with a note on stderr.
+
+    Raises:
+      Damaged: it can't be read, or is not what was saved.
+    """
     import orbax.checkpoint as ocp
 
-    if not partial:
-        return manager.restore(step, args=ocp.args.StandardRestore(target))
-    how = ocp.checkpoint_utils.construct_restore_args(target)
-    return manager.restore(step, args=ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True))
+    parts, where = parts_of(target), saved_steps.shown(manager, step)
+    mesh = jax.tree.leaves(parts)[0].sharding.mesh
+    wanted = {**parts, hashes.KEY: placed(hashes.abstract(parts), mesh)}
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+    problem = ""
+    with _quiet():
+        try:
+            read = manager.restore(step, args=arguments)
+        except (MemoryError, ConfigError):
+            raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            problem = storage.reason(error).partition(" See full")[0]
+        if problem:
+            gc.collect()  # tracebacks are printed as what failed is deleted
+    if problem:
+        _check_answers(manager)
+        raise Damaged(f"{where} is damaged ({problem})")
+    stored, is_missing = read.pop(hashes.KEY), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    if any(map(is_missing, jax.tree.leaves(read))):
+        raise Damaged(f"{where} is damaged (arrays are missing)")
+    if any(map(is_missing, jax.tree.leaves(stored))):
+        if jax.process_index() == 0 and where not in _noted:
+            print(f"note: {where} has no checksums: an older version wrote it", file=sys.stderr, flush=True)
+        _noted.add(where)
+    elif changed := hashes.changed(read, stored):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise Damaged(f"{where} is damaged (the checksum of {changed[0]}{more} differs)")
+    return type(target)(**read)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Python from printing a traceback for each of the hundreds of reads that fail with a damaged file."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _check_answers(manager: "ocp.CheckpointManager") -> None:
+    """Raises `storage.Unreachable` if the bucket of a manager does not answer."""
+    place = str(manager.directory)
+    if place.startswith("gs://"):
+        try:
+            storage.attempt(lambda: storage.listing(place))
+        except Exception as error:
+            raise storage.Unreachable(f"{place}: does not answer ({storage.reason(error)})") from error
 
 
 def open_for_reading(
@@ -300,14 +392,30 @@ def open_for_reading(
 ) -> TrainState:
     """Reads the state in `workdir` for evaluation or sampling, see `restore`.
 
+    If the newest checkpoint is deleted meanwhile, as a run in progress does, the one after it is read.
+
     Raises:
-      ConfigError: there is no such checkpoint, or its network is not the one that `config` describes.
+      ConfigError: there is no such checkpoint, it is damaged, or its network is not the one that `config` describes.
     """
     check_same(Path(workdir), config, lambda key: key.startswith(MEANING))
-    step = find_step(workdir, step)
-    abstract = state.abstract(model, optimizer_from_config(config, model.network))
-    with manager(workdir, read_only=True) as opened:
-        return read_item(opened, step, placed(abstract, mesh), partial=True)  # without averages, see `stored_weights`
+    abstract = state.abstract(model, optimizer_from_config(config, model.network))  # without averages
+    while True:
+        chosen = find_step(workdir, step)
+        try:
+            with manager(workdir, read_only=True) as opened:
+                return read_item(opened, chosen, placed(abstract, mesh))
+        except Damaged as error:
+            left = saved_steps.steps(workdir)
+            if step is None and chosen not in left:
+                continue
+            before = max((s for s in left if s < chosen), default=None)
+            offer = "" if before is None else f"; --step {before} takes the one before"
+            raise Damaged(f"{error}{offer}") from None
+
+
+def newest(workdir: str | Path) -> int:
+    """Returns the step of the newest complete checkpoint, or 0 if there is none."""
+    return max(saved_steps.steps(workdir), default=0)
 
 
 def find_step(workdir: str | Path, step: int | None) -> int:
@@ -318,11 +426,10 @@ def find_step(workdir: str | Path, step: int | None) -> int:
     """
     if step is not None and (remote := mirror.of(workdir)):
         remote.bring(f"checkpoints/{step}")
-    if not exist(workdir):
+    found = saved_steps.steps(workdir)
+    if not found and not mirror.exists_below(Path(workdir) / "checkpoints"):
         raise ConfigError(f"--workdir {workdir}: no checkpoint there; `python -m score_st.train` writes them")
-    with manager(workdir, read_only=True) as opened:
-        steps = opened.all_steps()
-    if not steps or (step is not None and step not in steps):
-        state_of_it = f"has steps {', '.join(map(str, sorted(steps)))}" if steps else "has no complete checkpoint yet"
+    if not found or (step is not None and step not in found):
+        state_of_it = f"has steps {', '.join(map(str, found))}" if found else "has no complete checkpoint yet"
         raise ConfigError(f"--workdir {workdir}: {state_of_it}" + ("" if step is None else f", not {step}"))
-    return max(steps) if step is None else step
+    return found[-1] if step is None else step

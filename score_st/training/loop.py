@@ -2,13 +2,12 @@
 
 import contextlib
 import functools
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import clu.metrics
 import flax.struct
@@ -19,14 +18,16 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from score_st.array_types import Array, Key, Shaped, UInt8
+from score_st import strict_json
+from score_st.array_types import Array, Key, Shaped
+from score_st.config import flatten
 from score_st.data import pipeline
 from score_st.data.images import Images
 from score_st.diffusion import time_sampling
-from score_st.runtime import distributed, profiling, progress, sharding
+from score_st.runtime import distributed, endings, exit_codes, profiling, progress, sharding
 from score_st.runtime.goodput import Goodput
 from score_st.runtime.workdir import write_text
-from score_st.training import averages, checkpoints, stored_weights
+from score_st.training import averages, checkpoints, keeping, loggers, stored_weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -51,15 +52,33 @@ class Means(clu.metrics.CollectingMetric):
         return {name: float(np.mean(np.hstack(values))) for name, values in self.values.items()}
 
 
+def complete_lines(path: Path, stop: int) -> list[str]:
+    """Returns the lines of a log up to the step `stop`, without those that are torn, joined or binary."""
+    kept = []
+    for text in path.read_bytes().split(b"\n") if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            if 0 <= strict_json.loads(text)["step"] <= stop:
+                kept.append(text.decode())
+    return kept
+
+
 Figures = Callable[[float], Mapping[str, float | str]]  # what else the log says of a number of steps/s
 # on the terminal
 SHOWN = {"tflops_per_s": "{:.3g} TFLOP/s", "mfu": "MFU {:.1%}", "goodput": "goodput {:.1%}"}
 
 
 class Log:
-    """Writes `metrics.jsonl`, TensorBoard events and lines on the terminal, on process 0."""
+    """Writes `metrics.jsonl`, lines on the terminal and what training.loggers asks for, on process 0."""
 
-    def __init__(self, workdir: Path, start: int, stop: int, figures: Figures = lambda steps_per_s: {}) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        stop: int,
+        figures: Figures = lambda steps_per_s: {},
+        names: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Opens the log of a run that begins or resumes at step `start` and ends at `stop`.
 
         Args:
@@ -67,30 +86,27 @@ class Log:
           start: the steps that are done already.
           stop: the last step.
           figures: of the speed, such as tflops_per_s, mfu and goodput.
+          names: of entries of `loggers.LOGGERS`.
+          settings: the configuration, by dotted key.
         """
-        import tensorboardX
-
         self.progress, self.figures = progress.Loop("step", start, stop, "steps"), figures
         self.path, self.writes = workdir / "metrics.jsonl", jax.process_index() == 0
         # after a kill, the steps past the checkpoint are done again
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
         if not self.writes:
             return
-        write_text(self.path, "".join(line + "\n" for line in kept))
-        self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        write_text(self.path, "".join(line + "\n" for line in complete_lines(self.path, start)))
+        self.loggers = [loggers.LOGGERS[name](workdir, start, settings or {}) for name in names]
 
     def __call__(self, step: int, **values: Shaped[Array, ""] | float | str) -> None:
-        """Appends a line to `metrics.jsonl`, and what is a number to TensorBoard."""
+        """Appends a line to `metrics.jsonl`, and gives what is a finite number to the loggers."""
         if not self.writes:
             return
         line = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
-        for key, value in line.items():
-            if not isinstance(value, str) and np.isfinite(value):  # TensorBoard warns of others
-                self.board.add_scalar(key, value, step)
-        self.board.flush()
+            file.write(strict_json.dumps({"step": step, **line}) + "\n")
+        numbers = {key: value for key, value in line.items() if not isinstance(value, str) and np.isfinite(value)}
+        for logger in self.loggers:
+            logger(step, numbers)
 
     def train(self, step: int, means: Mapping[str, float], waited: float, **values: float) -> None:
         """Logs the training since the last such line, with its speed, and shows it on the terminal.
@@ -114,9 +130,16 @@ class Log:
             return
         shapes = {name: list(leaf.shape) for name, leaf in sorted(parameter_overview.flatten_dict(params).items())}
         rows = [{"name": name, "shape": shape, "size": math.prod(shape)} for name, shape in shapes.items()]
-        write_text(self.path.with_name("parameters.json"), json.dumps(rows))
+        write_text(self.path.with_name("parameters.json"), strict_json.dumps(rows))
         if not progress.quiet:
             print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=40), flush=True)
+
+
+def log_of(config: ConfigDict, workdir: Path, start: int, figures: Figures, params: Any) -> Log:
+    """Returns the log of a run, with what training.loggers names and the parameters; see `Log`."""
+    log = Log(workdir, start, config.training.n_iters, figures, loggers.names(config), flatten(config))
+    log.parameters(params)
+    return log
 
 
 Splits = Mapping[str, Images]
@@ -129,11 +152,11 @@ class Batches:
     That is the longest that devices can have waited for data, since they may have been busy meanwhile.
     """
 
-    def __init__(self, batches: Iterator[UInt8[Array, "B H W C"]]) -> None:
+    def __init__(self, batches: Iterator[pipeline.Batch]) -> None:
         """Wraps `batches`."""
         self.batches, self.seconds = batches, 0.0
 
-    def __next__(self) -> UInt8[Array, "B H W C"]:
+    def __next__(self) -> pipeline.Batch:
         """Returns the next batch."""
         began = time.perf_counter()
         batch = next(self.batches)
@@ -144,21 +167,6 @@ class Batches:
         """Returns the seconds spent in `next` since the last call of this method."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
-
-
-def check_finite(step: int, loss: Shaped[Array, "..."] | float, wait: Callable[[], object]) -> None:
-    """Ends the program with exit code 1 if the loss is NaN or infinite, before a checkpoint of it is written.
-
-    Args:
-      step: for the message.
-      loss: of the last step, or of several.
-      wait: waits until the last checkpoint and the averages have been written.
-    """
-    last = np.ravel(loss)[-1]
-    if not np.isfinite(last):
-        wait()
-        message = f"error: step {step}: the loss is {last}; the last checkpoint is kept. A smaller optim.lr may help"
-        distributed.leave(1, message)
 
 
 def dispatches(
@@ -187,15 +195,17 @@ def resume(manager: Any, step_config: TrainStepConfig, key: Key[Array, ""]) -> T
     return create(jax.random.fold_in(key, 2**31 - 1))
 
 
-def place(mesh: Mesh, batch: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
-    """Shards a batch, of which every process has its part, along `axis` over the mesh."""
-    return jax.make_array_from_process_local_data(sharding.sharded(mesh, axis), batch)
+def place(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """Shards a batch, an array or a tuple of them of which every process has its part, along `axis` over the mesh."""
+    target = sharding.sharded(mesh, axis)
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(target, part), batch)
 
 
 def stream(config: ConfigDict, images: Images) -> pipeline.Stream:
     """Returns this process's stream of batches of a split."""
     part, parts = jax.process_index(), jax.process_count()
-    return pipeline.Stream(images, config.training.batch_size, config.seed, part, parts, config.data.num_threads)
+    size, labeled = config.training.batch_size, config.model.num_classes > 0
+    return pipeline.Stream(images, size, config.seed, part, parts, config.data.num_threads, labeled)
 
 
 def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -205,9 +215,9 @@ def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainSta
     """
     mesh, one, several = step_config.mesh, stepping.jitted(step_config), stepping.jitted(step_config, several=True)
 
-    def steps(current: TrainState, batches: list[np.ndarray], key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def steps(current: TrainState, batches: list[pipeline.Batch], key: Array) -> tuple[TrainState, dict[str, Array]]:
         if len(batches) > 1 and sharding.platform(mesh) != "cpu":
-            return several(current, place(mesh, np.stack(batches), axis=1), key)
+            return several(current, place(mesh, jax.tree.map(lambda *parts: np.stack(parts), *batches), axis=1), key)
         metrics = []
         for batch in batches:
             current, new = one(current, place(mesh, batch), key)
@@ -230,13 +240,13 @@ def compiled_nelbo(config: ConfigDict, mesh: Mesh, bound: Callable, images: Imag
       images: those of "test".
     """
     size, part, parts = config.training.batch_size, jax.process_index(), jax.process_count()
-    stream = pipeline.Stream(images, size, 0, part, parts)
+    stream = pipeline.Stream(images, size, 0, part, parts, labeled=config.model.num_classes > 0)
     keys = jax.random.split(jax.random.key(0), -(-config.training.eval_images // size))
     u = np.asarray(time_sampling.stratified(jax.random.key(1), (len(keys) * size,)))
     u = u.reshape(len(keys), parts, size // parts)
 
     def mean(params: Any) -> float:
-        batches = ((place(mesh, stream.batch(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))
+        batches = ((place(mesh, stream.inputs(i)), place(mesh, u[i, part]), key) for i, key in enumerate(keys))
         return float(np.mean([bound(params, *batch) for batch in batches]))
 
     return mean
@@ -251,122 +261,108 @@ def compiled_eval(config: ConfigDict, step_config: TrainStepConfig, images: Imag
     nelbo = compiled_nelbo(config, mesh, stepping.jitted_nelbo(step_config), images)
 
     def figures(current: TrainState, step: int, key: Key[Array, ""]) -> dict[str, float]:
-        result = {"eval_loss": float(loss(current.ema, place(mesh, batches.batch(step)), key))}
+        result = {"eval_loss": float(loss(current.ema, place(mesh, batches.inputs(step)), key))}
         return result | ({"eval_nelbo": nelbo(current.ema)} if config.training.eval_images else {})
 
     return figures
 
 
-def fit(
-    config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, snapshot: Snapshot, speed: Figures
-) -> TrainState:
-    """Trains from the newest checkpoint, or from the start; SIGTERM saves and ends the program with exit code 143.
+class Beside(NamedTuple):
+    """What a run does beside training.
+
+    Attributes:
+      snapshot: called every training.snapshot_freq steps and at the end, until it has written the step to
+        `<workdir>/snapshot`.
+      speed: what else the log says of it.
+      may_write: called before each line of the log, and with the saver's `stop` before each checkpoint; it raises
+        where another process has taken the run over.
+    """
+
+    snapshot: Snapshot
+    speed: Figures
+    may_write: Callable[..., None] = lambda stop=None: None
+
+
+def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images: Splits, beside: Beside) -> TrainState:
+    """Trains from the newest checkpoint, or from the start, and saves however it ends, see `keeping.Keeper`.
+
+    After SIGTERM and SIGHUP the program ends, and Ctrl-C raises KeyboardInterrupt.
 
     Args:
       config: of the run, with training.n_iters, where it ends.
       workdir: for checkpoints and logs.
       step_config: the train step and its mesh.
       images: those of "train" and of "test", uint8 [N, H, W, C].
-      snapshot: called every training.snapshot_freq steps and at the end. It writes the step to `<workdir>/snapshot`
-        when it is done, so that an interrupted one is called again.
-      speed: what else the log says of it.
+      beside: what else there is to do.
     """
+    snapshot, speed, may_write = beside
     # state, data, log
     training, stop = config.training, config.training.n_iters
-    key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh)
-    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue)
+    key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh, training.grace)
+    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue, may_write=may_write)
     checkpoint = saver(functools.partial(checkpoints.manager, workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)
     goodput = Goodput(workdir, start, jax.process_index() == 0)
     store = stored_weights.Store(workdir, averages.stored_steps(training.averages, stop), current, saver)
-    settle = lambda: [writer.settle() for writer in (store, checkpoint)]
     steps = profiling.traced(compiled_steps(step_config), workdir, training.profile_steps, start, stop, goodput.aside)
     steps, held_out = goodput.timed(steps), goodput.aside()(compiled_eval(config, step_config, images["test"]))
-    log, means = Log(workdir, start, stop, lambda rate: {**speed(rate), "goodput": goodput.share()}), Means.empty()
-    log.parameters(step_config.abstract_state.params)
+    about = lambda rate: {**speed(rate), "goodput": goodput.share()}
+    log, means = log_of(config, workdir, start, about, step_config.abstract_state.params), Means.empty()
     due = lambda period: step == stop or step % period == 0
+    batches = Batches(stream(config, images["train"]).batches(start, stop))
+    periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
     if start and due(training.snapshot_freq) and not snapshot_is_done(workdir, start):
         snapshot(current, log)
-    batches = Batches(stream(config, images["train"]).batches(start, stop))
-    preemption.listen()
-    periods = training.log_freq, training.eval_freq, training.snapshot_freq, training.snapshot_freq_for_preemption
-    for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
-        # one or several updates
-        current, metrics = steps(current, [next(batches) for _ in range(count)], key)
-        first, step, means = step == start, step + count, means.add(metrics)
+    with keeping.Keeper(workdir, checkpoint, store, goodput, preemption) as keeper:
+        for count in dispatches(start, stop, training.n_jitted_steps, periods, store.steps):
+            # one or several updates
+            current, metrics = steps(current, [next(batches) for _ in range(count)], key)
+            first, step, means = step == start, step + count, means.add(metrics)
+            keeper.latest = step, current, metrics["loss"]
 
-        # a line of the log
-        if first or due(training.log_freq):
-            logged = means.compute()  # waits for the steps
-            extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
-            log.train(step, logged, batches.waited(), **extra)
-            check_finite(step, metrics["loss"], settle)
-            means = Means.empty()
-        # a checkpoint
-        at_snapshot = due(training.snapshot_freq)
-        preempted = preemption.reached(wait=at_snapshot)
-        if saves := at_snapshot or preempted or due(training.snapshot_freq_for_preemption):
-            check_finite(step, metrics["loss"], settle)
-        keep(step, current, checkpoint, store, goodput, saves, wait=at_snapshot or preempted)
-        if preempted:
-            stop_preempted(f"step {step}/{stop}", preemption)
-        if at_snapshot:
-            with goodput.aside(), ended_at_once(preemption):
-                snapshot(current, log)
-    preemption.listen(False)
-    goodput.end()
+            # a line of the log
+            if first or due(training.log_freq):
+                logged = means.compute()  # waits for the steps
+                may_write()
+                extra = checkpoint.figures() | (held_out(current, step, key) if due(training.eval_freq) else {})
+                log.train(step, logged, batches.waited(), **extra)
+                keeping.check_finite(step, metrics["loss"], keeper.settle)
+                means = Means.empty()
+
+            # a checkpoint
+            at_snapshot = due(training.snapshot_freq)
+            code = preemption.reached(wait=at_snapshot)
+            if saves := at_snapshot or bool(code) or due(training.snapshot_freq_for_preemption):
+                keeping.check_finite(step, metrics["loss"], keeper.settle, current)
+            keeper.keep(step, current, saves, wait=at_snapshot or bool(code))
+            end_saved(f"step {step}/{stop}", code)
+            if at_snapshot:
+                with goodput.aside(), ended_at_once(preemption):
+                    snapshot(current, log)
     return current
-
-
-def keep(
-    step: int,
-    current: TrainState,
-    checkpoint: checkpoints.Saver,
-    store: stored_weights.Store,
-    goodput: Goodput,
-    saves: bool,
-    wait: bool,
-) -> None:
-    """Starts to write what is due after a step.
-
-    Args:
-      step: of the state.
-      current: the state.
-      checkpoint: writes it, if `saves`.
-      store: writes its averages, where they are due.
-      goodput: of the run, which keeps the results of the steps with a checkpoint.
-      saves: whether a checkpoint is due.
-      wait: whether to wait until all is written.
-    """
-    if saves:
-        goodput.keep(step)
-    with goodput.aside(), checkpoint.rescuing(current):
-        if saves:
-            store.wait()  # a run that resumes has all averages of earlier steps; those of its own it stores again
-            checkpoint.save(step, current)
-        store(step, current)
-        if wait:
-            store.wait()
-            checkpoint.wait(step, current)
 
 
 def snapshot_is_done(workdir: Path, step: int) -> bool:
     """Whether the last complete snapshot was that of `step`."""
     path = workdir / "snapshot"
-    return path.exists() and path.read_text() == str(step)
+    return path.exists() and path.read_bytes() == str(step).encode()
 
 
 @contextlib.contextmanager
 def ended_at_once(preemption: distributed.Preemption) -> Iterator[None]:
-    """Lets SIGTERM end the program at once during what is inside, as nothing would be lost."""
+    """Lets signals end the program at once during what is inside, as nothing would be lost."""
     preemption.pause()
     yield
     preemption.listen()
 
 
-def stop_preempted(progress: str, preemption: distributed.Preemption) -> NoReturn:
-    """Ends the program after the last checkpoint has been written."""
-    preemption.listen(False)
-    print(f"{progress}  saved and stopped on SIGTERM", flush=True)
-    sys.exit(distributed.STOPPED)
+def end_saved(progress: str, code: int) -> None:
+    """Ends the program if there is a code, see `Preemption.reached`; for that of Ctrl-C, raises KeyboardInterrupt."""
+    if not code:
+        return
+    name = next(number.name for number, value in endings.CODES.items() if value == code)
+    print(f"{progress}  saved and stopped on {name}", flush=True)
+    if code == exit_codes.INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.exit(code)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from score_st import networks
-from score_st.array_types import Array, Float, Key, UInt8
+from score_st.array_types import Array, Float, Int, Key, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
 from score_st.diffusion import likelihood, losses, time_sampling, truncation
@@ -29,7 +29,7 @@ from score_st.runtime import sharding
 from score_st.training import averages, optimizer, state
 from score_st.training.state import TrainState
 
-DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
+DTYPES = Table("training.dtype", {"float32": jnp.float32, "bfloat16": jnp.bfloat16}, also=("training.reduce_dtype",))
 # otherwise the TPU's compiler cuts the sum of the gradients into pieces of 120 MB
 TPU_OPTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": "4294967296"}
 
@@ -73,6 +73,17 @@ class TrainStepConfig:
         """The training state, as a tree of ShapeDtypeStructs."""
         return state.abstract(self.model, self.optimizer, self.averaged)
 
+    def least_bytes(self, batch_size: int) -> dict[str, float]:
+        """What a device needs at least, by what it is for; gradients are as large as parameters."""
+        trees = self.abstract_state, self.abstract_state.params
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+        images = batch_size // self.mesh.size // self.micro_batches
+        return {
+            f"the state of {parameters:,} parameters": size / self.mesh.shape["fsdp"],
+            f"{images:,} images at a time": self.model.least_bytes(images),
+        }
+
     @property
     def state_shardings(self) -> TrainState:
         """A tree of NamedShardings."""
@@ -83,11 +94,20 @@ class TrainStepConfig:
         return state.create(self.model.init(key), self.optimizer, self.averaged)
 
 
-def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Array, ""]) -> dict[str, Array]:
-    """The inputs of the loss for a batch: x, tau, u, z and z_rec, see `losses.Loss`.
+Batch = UInt8[Array, "B H W C"] | tuple[UInt8[Array, "B H W C"], Int[Array, " B"]]  # images, or with their classes
+
+
+def divided(batch: Batch) -> tuple[UInt8[Array, "B H W C"], dict[str, Array]]:
+    """The images of a batch, and {"labels": their classes} where it has them."""
+    return (batch[0], {"labels": batch[1]}) if isinstance(batch, tuple) else (batch, {})
+
+
+def draw(config: TrainStepConfig, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
+    """The inputs of the loss for a batch: x, tau, u, z and z_rec, see `losses.Loss`, and the labels if there are any.
 
     All randomness of a step is here, but for dropout.
     """
+    images, labels = divided(batch)
     keys = jax.random.split(key, 6)
     if config.random_flip:
         images = preprocessing.random_flip(images, keys[0])
@@ -96,14 +116,15 @@ def draw(config: TrainStepConfig, images: UInt8[Array, "B H W C"], key: Key[Arra
     u = uniforms(keys[2], (config.groups, len(x) // config.groups)).reshape(len(x))
     z, z_rec = (jax.random.normal(key, x.shape) for key in keys[3:5])
     tau = truncation.sample(config.truncation, keys[5], config.groups, len(x), uniforms)
-    return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec}
+    return {"x": x, "tau": tau, "u": u, "z": z, "z_rec": z_rec} | labels
 
 
 def mean_loss(
     config: TrainStepConfig, params: Any, inputs: dict[str, Array], dropout_key: Key[Array, ""] | None
 ) -> Float[Array, ""]:
     """The loss of the images on one device, averaged over them."""
-    return jnp.mean(config.loss(config.model.score_model(params, dropout_key), **inputs))
+    labels, inputs = inputs.get("labels"), {name: value for name, value in inputs.items() if name != "labels"}
+    return jnp.mean(config.loss(config.model.score_model(params, dropout_key, labels), **inputs))
 
 
 def all_gathered(params: Any, specs: Any, dtype: Any) -> Any:
@@ -178,7 +199,7 @@ def on_devices(function: Callable, config: TrainStepConfig, results: int) -> Cal
 
 
 def train_step(
-    train_state: TrainState, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+    train_state: TrainState, batch: Batch, key: Key[Array, ""], *, config: TrainStepConfig
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update by a batch: a pure function, in which everything random follows from `key` and the step.
 
@@ -188,7 +209,7 @@ def train_step(
       The new state, and scalars: loss, gradient_norm (before clipping), tau (geometric mean).
     """
     data_key, dropout_key = jax.random.split(jax.random.fold_in(key, train_state.step))
-    inputs = draw(config, images, data_key)
+    inputs = draw(config, batch, data_key)
     loss, gradient = on_devices(gradient_of_share, config, 2)(train_state.params, inputs, dropout_key)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     if config.loss.soft_truncation:
@@ -197,16 +218,14 @@ def train_step(
 
 
 def train_steps(
-    train_state: TrainState, images: UInt8[Array, "N B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
+    train_state: TrainState, batches: Any, key: Key[Array, ""], *, config: TrainStepConfig
 ) -> tuple[TrainState, dict[str, Array]]:
-    """`train_step` for each of N batches, in one program; the metrics are [N]."""
+    """`train_step` for each of N batches, in one program; the metrics are [N], and the batches [N, B, ...]."""
     body = lambda current, batch: train_step(current, batch, key, config=config)
-    return jax.lax.scan(body, train_state, images)
+    return jax.lax.scan(body, train_state, batches)
 
 
-def eval_loss(
-    params: Any, images: UInt8[Array, "B H W C"], key: Key[Array, ""], *, config: TrainStepConfig
-) -> Float[Array, ""]:
+def eval_loss(params: Any, batch: Batch, key: Key[Array, ""], *, config: TrainStepConfig) -> Float[Array, ""]:
     """The mean loss of a batch at τ = ε, without dropout or flips."""
     config = dataclasses.replace(config, truncation=config.truncation.fixed(), random_flip=False)
 
@@ -214,12 +233,12 @@ def eval_loss(
         params = all_gathered(params, specs, networks.arithmetic_dtype(config.model.network))
         return jax.lax.pmean(mean_loss(config, params, inputs, None), sharding.AXES)
 
-    return on_devices(share, config, 1)(params, draw(config, images, key), key)
+    return on_devices(share, config, 1)(params, draw(config, batch, key), key)
 
 
 def nelbo(
     params: Any,
-    images: UInt8[Array, "B H W C"],
+    batch: Batch,
     u: Float[Array, " B"],
     key: Key[Array, ""],
     *,
@@ -229,18 +248,20 @@ def nelbo(
 
     Args:
       params: of the network.
-      images: of integers.
+      batch: images of integers, or with their classes.
       u: on [0, 1), for the importance-sampled times, see `likelihood.nelbo`.
       key: for all other noise.
       config: of the step.
     """
     model, keys = config.model, jax.random.split(key, 3)
+    images, labels = divided(batch)
     x = model.scaler.forward(images, jax.random.uniform(keys[0], images.shape))
     inputs = {"x": x, "u": u, "z": jax.random.normal(keys[1], x.shape), "z_rec": jax.random.normal(keys[2], x.shape)}
+    inputs |= labels
 
     def share(params: Any, inputs: dict, _: Array, *, config: TrainStepConfig, specs: Any) -> Array:
         params = all_gathered(params, specs, networks.arithmetic_dtype(model.network))
-        score, x = model.score(params), inputs["x"]
+        score, x = model.score(params, labels=inputs.get("labels")), inputs["x"]
         terms = likelihood.nelbo(score, model.sde, x, inputs["u"], inputs["z"])
         eps = jnp.full(len(x), model.sde.eps)
         residual = losses.reconstruction(score, model.sde, x, eps, inputs["z_rec"], config.log_mass)
@@ -289,11 +310,6 @@ def from_config(config, mesh: Mesh) -> TrainStepConfig:
     model = DiffusionModel.from_config(config)
     dtype, reduce_dtype = (DTYPES.choose(training[key], f"training.{key}") for key in ("dtype", "reduce_dtype"))
     model = dataclasses.replace(model, network=networks.with_arithmetic(model.network, dtype, training.remat))
-    for key, value in (("optim.num_micro_batch", micro), ("training.n_jitted_steps", training.n_jitted_steps)):
-        if value < 1:
-            raise ConfigError(f"config.{key}={value}: should be 1 or more")
-    if training.eval_images < 0:
-        raise ConfigError(f"config.training.eval_images={training.eval_images}: should be 0 or more")
     groups = training.tau_groups or mesh.shape["data"]
     local_groups = max(groups // devices, 1)
     loss = losses.from_config(config, model.sde, local_groups)

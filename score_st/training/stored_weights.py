@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
 from score_st.runtime.workdir import check_same
-from score_st.training import averages, checkpoints
+from score_st.training import averages, checkpoints, saved_steps
 from score_st.training.state import AveragedState, TrainState
 
 FOLDER = "averages"
@@ -43,6 +43,7 @@ class Store:
         if not steps:
             return
         self.saver = saver(functools.partial(checkpoints.manager, workdir, folder=FOLDER, newest=None))
+        saved_steps.set_aside(self.saver.manager, saved_steps.unfinished(self.saver.manager))
         past = [step for step in self.saver.manager.all_steps() if step > int(current.step)]
         multihost_utils.sync_global_devices("averages listed")  # no process deletes before all have listed them
         for step in past:
@@ -117,10 +118,7 @@ def plan(workdir: str | Path, step: int | None, width: float) -> dict[int, np.nd
       ConfigError: nothing is stored, or not at this step, or too little before it.
     """
     option = f"--ema {width:g}: {workdir}"
-    steps: list[int] = []
-    if checkpoints.exist(workdir, FOLDER):
-        with checkpoints.manager(workdir, read_only=True, folder=FOLDER) as opened:
-            steps = sorted(opened.all_steps())
+    steps = saved_steps.steps(workdir, FOLDER)
     if not steps:
         raise ConfigError(f"{option} has no stored averages; train with --config.training.averages=64")
     if step is not None and step not in steps:

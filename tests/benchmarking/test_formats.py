@@ -8,6 +8,9 @@ from score_st.benchmarking import formats
 LOSSLESS = (
     "array (NPY; CIFAR-10 and other arrays)",
     "folder of PNG",
+    "zip of PNG (StyleGAN, EDM)",
+    "tar shards of PNG (WebDataset)",
+    "Parquet of PNG (row groups of 100)",
     "ArrayRecord of PNG",
     "TFRecord (FFHQ, CelebA-HQ)",
 )

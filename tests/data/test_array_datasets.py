@@ -1,16 +1,17 @@
 """Each data set of arrays, from small files like those of its release."""
 
-import gzip
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
-from support.image_files import idx, load_splits, noise, settings
+from sklearn.datasets import load_digits
+from support.image_files import load_splits, noise, settings
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
-from score_st.data.array_datasets import read_fashion_mnist
+from score_st.data.labels import labels_of
 
 
 def rows(images: np.ndarray) -> np.ndarray:
@@ -20,7 +21,14 @@ def rows(images: np.ndarray) -> np.ndarray:
 
 def test_digits():
     """1,500 and 297 images, no image in both, 17 levels; both splits have the same histograms."""
-    train, test = load_splits(settings("DIGITS", "", image_size=8, num_channels=1, num_levels=17))
+    config = settings("DIGITS", "", image_size=8, num_channels=1, num_levels=17)
+    train, test = load_splits(config)
+    labels = [labels_of(pipeline.load(config, split)) for split in ("train", "test")]
+    digits = load_digits()
+    pairs = zip(digits.images.astype(np.uint8), digits.target, strict=True)
+    expected = {image.tobytes(): label for image, label in pairs}
+    for images, classes in zip((train, test), labels, strict=True):
+        assert [expected[image.tobytes()] for image in images] == classes.tolist()
     assert (train.shape, test.shape, train.dtype) == ((1500, 8, 8, 1), (297, 8, 8, 1), np.uint8)
     keys = [{image.tobytes() for image in split} for split in (train, test)]
     assert not keys[0] & keys[1]
@@ -30,38 +38,9 @@ def test_digits():
     assert bits == pytest.approx(2.42, abs=0.03)  # bits/dim of a histogram for each pixel
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_fashion_mnist_is_padded_with_black(tmp_path, pack):
-    images = noise(5, 28, 28)
-    suffix = ".gz" if pack is gzip.compress else ""
-    for stem, part in (("train", images[:3]), ("t10k", images[3:])):
-        (tmp_path / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(part)))
-    train, test = load_splits(settings("FASHION_MNIST", tmp_path, num_channels=1))
-    assert train.shape == (3, 32, 32, 1) and test.shape == (2, 32, 32, 1) and train.dtype == np.uint8
-    np.testing.assert_array_equal(train[:, 2:-2, 2:-2, 0], images[:3])
-    np.testing.assert_array_equal(test[:, 2:-2, 2:-2, 0], images[3:])
-    assert train.sum() == images[:3].sum()
-
-
-def test_a_damaged_idx_file_is_named(tmp_path):
-    config, path = settings("FASHION_MNIST", tmp_path, num_channels=1), tmp_path / "train-images-idx3-ubyte"
-    with pytest.raises(ConfigError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):
-        read_fashion_mnist(config, "train")
-    intact = idx(np.zeros((2, 28, 28), np.uint8))
-    packed = gzip.compress(intact)
-    damaged = [b"", intact[:3], intact[:10], intact[:-1], intact + b"\0", b"\0\0\x0d" + intact[3:]]
-    for content in (*damaged, packed[:20], packed[:-9]):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"train-images-idx3-ubyte: (not an idx|can't be read)"):
-            read_fashion_mnist(config, "train")
-    path.write_bytes(idx(np.zeros((2, 14, 14), np.uint8)))
-    with pytest.raises(ConfigError, match=r"is uint8\[2, 14, 14\]; should be uint8 \[N, 28, 28\]"):
-        read_fashion_mnist(config, "train")
-
-
 def python2_pickle(images, name="data") -> bytes:
     """As Python 2 with protocol 2 wrote CIFAR-10: module names of old NumPy, strings that are bytes."""
-    raw = pickle.dumps({b"batch_label": b"x", b"labels": [0] * len(images), name.encode(): rows(images)}, 2)
+    raw = pickle.dumps({b"batch_label": b"x", b"labels": list(range(len(images))), name.encode(): rows(images)}, 2)
     return raw.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
 
 
@@ -72,12 +51,13 @@ def test_cifar10(tmp_path, version):
     folder.mkdir()
     for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
         part = images[2 * i : 2 * i + 2]
-        labeled = np.concatenate([np.full((2, 1), i, np.uint8), rows(part)], axis=1)
+        labeled = np.concatenate([np.array([[0], [1]], np.uint8), rows(part)], axis=1)
         path, content = (name, python2_pickle(part)) if version == "py" else (f"{name}.bin", labeled.tobytes())
         (folder / path).write_bytes(content)
     train, test = load_splits(settings("CIFAR10", tmp_path))
     np.testing.assert_array_equal(train, images[:10])
     np.testing.assert_array_equal(test, images[10:])
+    assert labels_of(pipeline.load(settings("CIFAR10", tmp_path), "train")).tolist() == [0, 1] * 5
 
 
 def test_a_pickle_runs_nothing(tmp_path):
@@ -91,11 +71,17 @@ def test_a_pickle_runs_nothing(tmp_path):
         pickle.dumps(np.load),
         pickle.dumps({b"data": noise(7)}),
     ]
+    nested, doubled = b")" + b"\x85" * 300_000, b")" + b"q\x01h\x01\x86" * 99  # to hash either ends badly
+    contents += [b"\x80\x02}" + key + b"Ns." for key in (nested, doubled)]
+    contents += [b"\x80\x02" + call + b")R." for call in (nested, doubled)]
+    contents += [b"\x80\x02]r\xff\xff\xff\x1f."]  # in Python's memo, 8 GiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for content in contents:
         (tmp_path / "test_batch").write_bytes(content)
         with pytest.raises(ConfigError, match="test_batch: can't be read"):
             pipeline.load(settings("CIFAR10", tmp_path), "test")
     assert not (tmp_path / "ran").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
 def test_svhn(tmp_path):
@@ -103,12 +89,13 @@ def test_svhn(tmp_path):
 
     images = {"train": noise(3, 32, 32, 3), "test": noise(2, 32, 32, 3)}
     for split, array in images.items():
-        labels = np.ones((len(array), 1), np.uint8)
+        labels = np.array([[10], [3], [9]], np.uint8)[: len(array)]
         matrix = {"X": np.moveaxis(array, 0, 3), "y": labels}
         scipy.io.savemat(tmp_path / f"{split}_32x32.mat", matrix, do_compression=True)
     train, test = load_splits(settings("SVHN", tmp_path))
     np.testing.assert_array_equal(train, images["train"])
     np.testing.assert_array_equal(test, images["test"])
+    assert labels_of(pipeline.load(settings("SVHN", tmp_path), "train")).tolist() == [0, 3, 9]
     (tmp_path / "test_32x32.mat").write_bytes(b"MATLAB 5.0 MAT-file")
     with pytest.raises(ConfigError, match="test_32x32.mat: can't be read"):
         pipeline.load(settings("SVHN", tmp_path), "test")
@@ -117,11 +104,12 @@ def test_svhn(tmp_path):
 def test_imagenet32_of_2017(tmp_path):
     images = noise(11, 32, 32, 3)
     for i in range(10):
-        others = dict(labels=np.ones(1, np.int64), mean=np.ones(3072))
+        others = dict(labels=np.full(1, i + 1, np.int64), mean=np.ones(3072))
         np.savez(tmp_path / f"train_data_batch_{i + 1}.npz", data=rows(images[i : i + 1]), **others)
     np.savez(tmp_path / "val_data.npz", data=rows(images[10:]), labels=np.ones(1, np.int64))
     train, test = load_splits(settings("IMAGENET32_RESIZED", tmp_path))
     np.testing.assert_array_equal(np.concatenate([train, test]), images)
+    assert labels_of(pipeline.load(settings("IMAGENET32_RESIZED", tmp_path), "train")).tolist() == list(range(10))
 
 
 def test_arrays(tmp_path):
@@ -133,16 +121,33 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "two.npz", x_train=images[:20], x_test=images[20:])
     train, test = load_splits(settings("NPZ", tmp_path / "two.npz", image_size=8))
     np.testing.assert_array_equal(np.concatenate([train, test]), images)
+    classes = np.arange(30) % 7
+    arrays = dict(x_train=images[:20], x_test=images[20:], y_train=classes[:20], y_test=classes[20:])
+    np.savez(tmp_path / "two.npz", **arrays)
+    np.savez(tmp_path / "one.npz", arr_0=images, arr_1=classes)
+    for name in ("one", "two"):
+        for split in ("train", "test"):
+            part = pipeline.load(settings("NPZ", tmp_path / f"{name}.npz", image_size=8), split)
+            order = [np.flatnonzero((images == image).all((1, 2, 3)))[0] for image in np.asarray(part)]
+            np.testing.assert_array_equal(labels_of(part), classes[order])
     for name, part in (("train", images[:20, ..., 0]), ("val", images[20:, ..., 0])):
         np.save(tmp_path / f"{name}.npy", part)
     train, test = load_splits(settings("NPY", tmp_path, image_size=8, num_channels=1))
     np.testing.assert_array_equal(np.concatenate([train, test]), images[..., :1])
 
 
+def test_an_array_of_a_users_that_is_no_class_is_left_out(tmp_path, capsys):
+    images = noise(30, 8, 8, 3)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.eye(30))
+    train = pipeline.load(settings("NPZ", tmp_path / "own.npz", image_size=8), "train")
+    assert len(train) == 27 and labels_of(train) is None
+    assert "its labels are float64[30, 30]; should be 30 whole numbers" in capsys.readouterr().err
+
+
 def test_files_that_are_not_arrays_of_images(tmp_path):
     path = tmp_path / "mine.npz"
     for save, array, message in (
-        (np.savez, dict(images=np.array([{}, {}])), "allow_pickle=False"),
+        (np.savez, dict(images=np.array([{}, {}])), "has objects of Python, which are not read"),
         (np.savez, dict(pictures=noise(3, 8, 8)), "can't be read .has pictures; should have one of test, x_test"),
         (np.savez, dict(images=np.zeros((3, 8, 8))), "is float64"),
         (np.savez, dict(images=noise(3, 3, 8, 8)), "should be uint8"),

@@ -10,6 +10,7 @@ from support import buckets
 from support.commands import tiny
 from support.image_files import encode
 
+from score_st.benchmarking import formats
 from score_st.config import ConfigError
 from score_st.data import __main__ as data_command
 from score_st.data import pipeline
@@ -58,6 +59,21 @@ def test_records_are_those_of_local_files(store, images, tmp_path, cached):
     assert np.array_equal(local, batches(tiny(data__dir=url, data__local_cache=cache, **settings)))
     copies = [path for path in tmp_path.rglob("cache/**/*.array_record")]
     assert len(copies) == bool(cache)
+
+
+@pytest.mark.parametrize("name", ["zip of PNG", "tar shards of PNG", "Parquet of PNG"])
+def test_archives_are_those_of_local_files(store, images, tmp_path, name):
+    """A folder of them, and a single file."""
+    (tmp_path / "local").mkdir()
+    write = next(write for kind, write in formats.WRITERS.items() if kind.startswith(name))
+    dataset = write(tmp_path / "local", images)["dataset"]
+    url, settings = f"{store.url}/{dataset.lower()}", SETTINGS | dict(data__dataset=dataset)
+    upload(tmp_path / "local", url)
+    local = tiny(data__dir=tmp_path / "local", **settings)
+    (path,) = (tmp_path / "local").iterdir()
+    for place in (url, f"{url}/{path.name}"):
+        remote = tiny(data__dir=place, data__local_cache=tmp_path / "cache", **settings)
+        assert np.array_equal(batches(local), batches(remote))
 
 
 def test_prepared_copies_go_to_a_bucket_and_come_back(store, images, tmp_path):

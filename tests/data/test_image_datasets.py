@@ -12,6 +12,7 @@ from support.image_files import crc32c, encode, field, load_splits, noise, progr
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
+from score_st.data.labels import labels_of
 
 
 def test_celeba(tmp_path, reference):
@@ -49,7 +50,13 @@ def test_stl10(tmp_path):
     folder.mkdir()
     for name, part in (("train", images[:1]), ("unlabeled", images[1:4]), ("test", images[4:])):
         (folder / f"{name}_X.bin").write_bytes(part.transpose(0, 3, 2, 1).tobytes())
+    (folder / "train_y.bin").write_bytes(b"\x0a")
+    (folder / "test_y.bin").write_bytes(b"\x01\x03")
     expected = np.stack([np.asarray(Image.fromarray(image).resize((48, 48), Image.BILINEAR)) for image in images])
+    config = settings("STL10", tmp_path, image_size=48)
+    labels = [labels_of(pipeline.load(config, split)).tolist() for split in ("train", "test")]
+    assert labels == [[9, -1, -1, -1], [0, 2]]
+    (folder / "test_y.bin").unlink()
     train, test = load_splits(settings("STL10", tmp_path, image_size=48))
     np.testing.assert_array_equal(np.concatenate([train, test]), expected)
     with (folder / "test_X.bin").open("ab") as cut:
@@ -127,6 +134,31 @@ def test_array_records(tmp_path, split_in_names):
     train, test = load_splits(settings("ARRAYRECORD", tmp_path, image_size=8))
     assert len(train) == (7 if split_in_names else 9)
     np.testing.assert_array_equal(np.unique(np.concatenate([train, test]), axis=0), np.unique(images, axis=0))
+
+
+def test_damaged_array_records(tmp_path):
+    """Of a cut file its reader says 0 records, and nothing else; a missing file of a set is only seen in the names."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    names = [f"my-Train.array_record-{i:05d}-of-00002" for i in range(2)] + ["my-Test.array_record-00000-of-00001"]
+    contents = [encode(image) for image in noise(9, 64, 64, 3)]
+    for i, name in enumerate(names):
+        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+        for content in contents[3 * i : 3 * i + 3]:
+            writer.write(content)
+        writer.close()
+    config = settings("ARRAYRECORD", tmp_path, image_size=64)
+    assert [len(part) for part in load_splits(config)] == [6, 3]
+    second = tmp_path / names[1]
+    content = second.read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], b"", b"text" * 40000):
+        second.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="-00001-of-00002: can't be read .it is damaged, truncated or empty"):
+            pipeline.load(config, "train")
+        assert len(pipeline.load(config, "test")) == 3
+    second.unlink()
+    with pytest.raises(ConfigError, match="my-Train.array_record: 1 of 2 files are missing, the first is number 1"):
+        pipeline.load(config, "train")
 
 
 def test_folders(tmp_path):

@@ -93,8 +93,6 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
     (tmp_path / "train/2.png").unlink()
     with pytest.raises(ConfigError, match=r"2.png': can't be read \(.*No such file"):
         images[[0, 2]]
-    with pytest.raises(ConfigError, match=r"num_channels=2: should be 1 or 3"):
-        pipeline.load(settings("FOLDER", tmp_path, num_channels=2), "train")
 
 
 def test_images_are_kept_where_they_fit(tmp_path):

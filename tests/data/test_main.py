@@ -42,10 +42,18 @@ def test_mean_and_deviation_of_scaled_data(tmp_path, capsys, changes):
         np.testing.assert_allclose([figures["model.data_mean"], figures["model.data_std"]], [-0.39, 0.752], atol=2e-3)
 
 
-def test_broken_files_are_counted(image_folder):
-    for i in (3, 5):
-        (image_folder / f"photographs/train/{i:02d}.png").write_bytes(b"broken")
+def test_broken_files_are_counted(image_folder, capsys):
+    """Every one is named, of both splits, also where the first is broken; without them the data set is fine."""
+    broken = ["train/00.png", "train/03.png", "train/05.png", "train/11.png", "test/20.png"]
+    for name in broken:
+        (image_folder / "photographs" / name).write_bytes(b"broken")
     argv = ["--config", str(image_folder / "mine.py"), "--workdir", str(image_folder / "out")]
-    with pytest.raises(ConfigError, match="2 of 20 images of train are broken: .*03.png.*05.png"):
+    message = "4 of 20 images of train are broken: .*00.png.*03.png.*05.png.*; 1 of 4 images of test are .*20.png"
+    with pytest.raises(ConfigError, match=message):
         data_command.main(argv)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("broken: ")]
+    assert len(lines) == 5 and all(name in line for name, line in zip(broken, lines, strict=True))
     assert not (image_folder / "out").exists()
+    data_command.main([*argv, "--config.data.skip_unreadable=True"])
+    figures = json.loads((image_folder / "out/data_FOLDER.json").read_text())
+    assert (figures["train"]["count"], figures["test"]["count"]) == (16, 3)

@@ -6,6 +6,7 @@ from support.image_files import noise, settings
 
 from score_st.config import ConfigError, load
 from score_st.data import pipeline
+from score_st.data.labels import labeled, labels_of
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,6 @@ from score_st.data import pipeline
         (dict(image_size=16), "DIGITS has 8, not 16"),
         (dict(num_channels=3), "DIGITS has 1, not 3"),
         (dict(dequantization="uniforme"), "did you mean uniform?"),
-        (dict(num_threads=-1), "num_threads=-1: should be 0 or more"),
     ],
 )
 def test_impossible_data(change, message):
@@ -28,7 +28,7 @@ def test_impossible_data(change, message):
 
 def test_images_that_are_not_square(tmp_path):
     np.save(tmp_path / "all.npy", noise(4, 8, 10, 3))
-    with pytest.raises(ConfigError, match="config.data.image_size: NPY has 10, not 8"):
+    with pytest.raises(ConfigError, match="8x10, .*; cropping them to 8x8 or framing them to 10x10"):
         pipeline.load(settings("NPY", tmp_path / "all.npy", image_size=8), "train")
 
 
@@ -50,6 +50,21 @@ def test_every_example_once_an_epoch(count):
         for step in reversed(steps):
             batch = np.concatenate([stream.batch(step) for stream in streams]).ravel()
             np.testing.assert_array_equal(batch, batches[step])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_labels_are_those_of_the_images_of_a_batch(parts):
+    images, labels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), [3, 1, None, 0, 2, 2, -7, 1, 0, 9]
+    expected = np.array([3, 1, -1, 0, 2, 2, -1, 1, 0, 9])
+    for part in range(parts):
+        stream = pipeline.Stream(labeled(images, labels, "mine"), 4, 3, part, parts)
+        for step in range(6):
+            np.testing.assert_array_equal(stream.labels(step), expected[stream.batch(step).ravel()])
+    assert pipeline.Stream(images, 4, 3).labels(0) is None
+    assert labels_of(labeled(images, [None] * 10, "mine")) is None
+    for wrong in (labels[:9], [0.5] * 10, [[1, 0]] * 10):
+        with pytest.raises(ConfigError, match="mine: its labels are .*; should be 10 whole numbers"):
+            labeled(images, wrong, "mine")
 
 
 def test_stream_is_a_function_of_the_seed():

@@ -1,12 +1,15 @@
 """Controllable generation on data whose conditional laws are known, and the way to latents and back."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.environment import OPTIMIZED
 from support.gaussian import SDES, SHAPE, Gaussian
 
-from score_st.diffusion import correctors, guidance, predictors, probability_flow, samplers
+from score_st.diffusion import correctors, guidance, predictors, probability_flow, samplers, stages
 from score_st.diffusion.dims import expand
 
 RHO, STD = 0.8, 0.5
@@ -43,7 +46,7 @@ def test_inpainting_draws_from_the_conditional_law(name):
     mask = jnp.array([1.0, 0.0])[None, :, None]
     images = jnp.where(mask > 0, images, 7.0)  # nothing of the unknown pixel is used
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMIZED)
     def draw(keys):
         return CORRECTED(score, diffusion, keys, (1, 2, 1), project=guidance.inpaint(diffusion, images, mask))[0]
 
@@ -59,9 +62,8 @@ def test_colours_have_the_grey_values_that_were_given():
     diffusion, grey = SDES["vpsde"], 0.4
     score = correlated(diffusion, jnp.eye(3) + 0.5)
     images = jnp.full((len(keys), 1, 1, 3), grey)
-    run = jax.jit(
-        lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colorize(diffusion, images))
-    )
+    draw = lambda keys: CORRECTED(score, diffusion, keys, (1, 1, 3), project=guidance.colorize(diffusion, images))
+    run = jax.jit(draw, compiler_options=OPTIMIZED)
     x = np.asarray(run(keys)[0]).reshape(-1, 3)
     np.testing.assert_allclose(x.mean(1), grey, atol=0.02)
     # orthogonal to the grey axis, mix is the identity
@@ -113,6 +115,22 @@ def test_encoding_and_decoding_are_inverse(name):
     scale = np.sqrt((a1**2 * data.std**2 + s1**2) / (a0**2 * data.std**2 + s0**2))
     np.testing.assert_allclose(latent, a1 * data.mean + scale * (x - a0 * data.mean), rtol=2e-3, atol=2e-3)
     assert np.all(evaluations > 10)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, np.inf), (0.3, 2.0), (0.3, np.inf), (0.0, 1e9)])
+def test_guidance_by_classes_without_a_classifier(low, high):
+    """In the interval s_none + w (s_class − s_none), outside s_class; two networks inside, one outside."""
+    diffusion, (given, none) = SDES["vpsde"], (Gaussian(0.5, 0.2), Gaussian(0.0, 0.5))
+    score, plain = given.score(diffusion), none.score(diffusion)
+    guided = guidance.ClassifierFree(1.5, low, high)(diffusion, score, plain)
+    x, noise = jax.random.normal(jax.random.key(0), (3, *SHAPE)), jnp.array([0.1, 1.0, 4.0])
+    t = diffusion.time(-2 * jnp.log(noise))
+    both = plain(x, t) + 1.5 * (score(x, t) - plain(x, t))
+    inside = expand((noise > low) & (noise <= high), x)
+    np.testing.assert_allclose(guided(x, t), jnp.where(inside, both, score(x, t)), rtol=1e-4, atol=1e-4)
+    counts = [stages.at(guided, float(time)).evaluations for time in t]
+    assert counts == [2 if low < ratio <= high else 1 for ratio in noise]
+    assert guidance.ClassifierFree(1.0, low, high)(diffusion, score, plain) is score
 
 
 def test_interpolation_keeps_ends_and_norms():

@@ -18,7 +18,7 @@ def workdir(tmp_path_factory, one_device):
     claim_workdir(folder, settings, bool)
     with checkpoints.manager(folder) as manager:
         setup = step.from_config(settings, one_device)
-        checkpoints.save(manager, setup.create(jax.random.key(0)))
+        checkpoints.save(manager, jax.jit(setup.create)(jax.random.key(0)))
     return folder
 
 

@@ -144,7 +144,7 @@ class ScoreModel(DiffusionModel):
 
     function: Callable = None
 
-    def score(self, params, dropout_key=None):
+    def score(self, params, dropout_key=None, labels=None):
         return self.function(params)
 
 
@@ -343,3 +343,13 @@ def test_nothing_to_compute():
     settings = config.load("vp/DIGITS/ddpmpp_nll_st", {"eval.nll_iter": "0", "eval.nelbo_iter": "0"})
     with pytest.raises(config.ConfigError, match="nothing to compute; 1 is once"):
         image_terms.from_config(settings, DiffusionModel.from_config(settings))
+
+
+def test_means_by_class():
+    """Over the images of a class whose solver arrived in every repeat; a class without images has none."""
+    labels = np.array([0, 2, 2, -1, 0, 2])
+    prior = np.array([[1.0, 2, 3, 4, 5, 6], [3.0, 4, 5, 6, 7, 8]])
+    reached = np.array([[True] * 6, [True, True, True, True, False, True]])
+    terms = lambda i: {"prior": prior[i], "trace": np.full(6, 0.5), "nfe": prior[i], "reached": reached[i]}
+    result = bits_per_dim.by_class("nll", [terms(0), terms(1)], 7.0, labels)
+    assert result == {"nll_by_class": [9.5, None, pytest.approx(14 / 3 + 7.5)], "images_by_class": [1, 0, 3]}

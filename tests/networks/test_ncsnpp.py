@@ -9,6 +9,7 @@ import pytest
 from support.official import family, relative_error
 
 from score_st import config, networks
+from score_st.networks import layers
 from score_st.networks.ncsnpp import NCSNpp
 
 
@@ -58,6 +59,7 @@ OPTIONS = [
     dict(auxiliary_resblock=False, attention=False, nonlinearity="elu"),
     dict(conditional=False, fourier_feature=True, nonlinearity="lrelu"),
     dict(embedding_type="positional", lsgm=True, embedding_dim=6, scale_by_sigma=True),
+    dict(resblock_type="ddpm", attention_each=True, num_groups=2, center_input=False),
 ]
 
 
@@ -93,6 +95,37 @@ def test_every_option_has_an_effect(options):
     assert bool(later_output != output) == (network.conditional or network.scale_by_sigma)
 
 
+def test_class_embedding():
+    """The row of the class times √3, and the bias; no class is the bias alone. Training drops 3 in 10 classes."""
+    rng, labels = np.random.default_rng(0), np.array([2, -1, 0])
+    kernel, bias = rng.normal(size=(3, 5)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    params = {"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}
+    apply = layers.ClassEmbedding(3, 0.3, 5).apply
+    expected = np.stack([kernel[2] * 3**0.5, np.zeros(5), kernel[0] * 3**0.5]) + bias
+    np.testing.assert_allclose(apply(params, labels, jnp.float32, False), expected, rtol=1e-6)
+    many = apply(params, np.full(2000, 1), jnp.float32, True, rngs={"dropout": jax.random.key(0)})
+    dropped = np.isclose(many, bias).all(1)
+    assert abs(dropped.mean() - 0.3) < 4 * (0.21 / 2000) ** 0.5
+    np.testing.assert_allclose(
+        many[~dropped], np.broadcast_to(kernel[1] * 3**0.5 + bias, many[~dropped].shape), rtol=1e-5
+    )
+
+
+def test_the_class_changes_the_output():
+    """Each class its own; without labels it is that of no class."""
+    network = small_network(num_classes=3, ch_mult=(1,), attention=False)
+    x, time_cond = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 8, 8, 3)), (4, 8, 8, 3)), jnp.full(4, 2.0)
+    params = {"params": random_params(network, x, time_cond)}
+    run = jax.jit(lambda labels: network.apply(params, x, time_cond, labels=labels))
+    outputs = run(jnp.array([0, 1, 2, -1]))
+    assert len({round(float(output.sum()), 3) for output in outputs}) == 4
+    np.testing.assert_allclose(network.apply(params, x[:1], time_cond[:1])[0], outputs[3], atol=1e-5)
+    with pytest.raises(config.ConfigError, match="num_classes=3: conditional=False has no embedding"):
+        small_network(num_classes=3, conditional=False)
+    with pytest.raises(config.ConfigError, match="nf=8: the channels, .*; 10 would do"):
+        small_network(num_groups=5)
+
+
 @pytest.mark.parametrize("embedding_type", ["fourier", "positional"])
 def test_scale_by_sigma(embedding_type):
     """Divides by the time conditioning (fourier), or by its entry in the descending table of σ (positional)."""
@@ -113,10 +146,23 @@ def test_scale_by_sigma(embedding_type):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("model.progressive", "skip", "choose from none, output_skip, residual"),
-        ("model.nf", 3, "nf=3: should be 4 or more"),
-        ("model.ch_mult", (), "ch_mult=.*: should have at least one number"),
-        ("data.image_size", 30, "multiple of 8, such as 32"),
+        ("model.nf", 3, r"nf=3: the channels, \[1, 2, 3, 4\] times nf .*, can't be normalized in groups; 4 would do"),
+        ("model.nf", 132, "can't be normalized in groups; 160 would do"),
+        (
+            "data.image_size",
+            30,
+            r"of 8, such as 32; framing the images to 32, cropping them to 24, or model.ch_mult=\(1, 2\) ",
+        ),
+        (
+            "data.image_size",
+            28,
+            r"a multiple of 8, such as 32; .* cropping them to 24, or model.ch_mult=\(1, 2, 2\) would",
+        ),
+        (
+            "data.image_size",
+            7,
+            r"a multiple of 8, such as 8; framing the images to 8, or model.ch_mult=\(1,\) would do",
+        ),
         ("model.auxiliary_resblock", False, "needs resblock_type=biggan"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,6 +119,39 @@ def test_forms_of_checkpoints():
     assert without_optimizer.step == 3 and counts == [0, 3]
     odd = official_content(lambda a: np.asfortranarray(a).astype(a.dtype.newbyteorder(">")))
     chex.assert_trees_all_equal(converted(odd), complete)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_noise_levels_of_half_precision(dtype):
+    """As `.half()` and `.bfloat16()` leave them: rounded, like everything else."""
+    complete = converted(official_content())
+    content = official_content(lambda a: a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a)
+    assert content["model"]["module.sigmas"].dtype == dtype
+    chex.assert_trees_all_close(
+        converted(content).params, complete.params, rtol=2 * float(ml_dtypes.finfo(dtype).eps), atol=1e-7
+    )
+    content["model"]["module.sigmas"] = (content["model"]["module.sigmas"] * 1.1).astype(dtype)
+    with pytest.raises(ConfigError, match=r"sigmas \[1000\] goes from 5[45]") as error:
+        converted(content)
+    flags = re.findall(r"--config\.(\S+)=(\S+)", str(error.value))
+    assert [key for key, _ in flags] == ["model.sigma_max", "model.sigma_min", "model.num_scales"]
+    settings = config.load(CIFAR10, overrides() | dict(flags))
+    torch_checkpoint.state_from_torch(content, settings, DiffusionModel.from_config(settings))
+
+
+def test_advice_about_noise_levels_is_left_out_where_none_would_fit():
+    content = official_content()
+    levels = content["model"]["module.sigmas"]
+    content["model"]["module.sigmas"] = np.linspace(levels[0], levels[-1], len(levels))
+    with pytest.raises(ConfigError, match=r"the configuration's \[1000\] from 50 to 0.01$"):
+        converted(content)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_names_of_torch_compile(prefix):
+    content = official_content()
+    model = {prefix + name.removeprefix("module."): value for name, value in content["model"].items()}
+    chex.assert_trees_all_equal(converted(content | {"model": model}), converted(content))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])

@@ -130,6 +130,17 @@ def hostile_files(target: Path) -> Iterator[tuple[bytes, str]]:
     yield zipped(b"\x80\x02ccollections\nOrderedDict\n)\x81."), "instruction NEWOBJ"
     yield zipped(b"\x80\x02ctorch\nFloatStorage\n)R."), "calls something that is not a function"
     yield zipped(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb."), "sets attributes"
+    nested, doubled = b")" + b"\x85" * 300_000, b")" + b"q\x01h\x01\x86" * 99  # to hash either ends badly
+    text = b"X\0\0\x10\0" + b"a" * 2**20 + b"q\1"  # a MiB, copied a thousand times or taken to pieces
+    yield zipped(b"\x80\x02" + text + b"(" + b"c_codecs\nencode\n(h\1X\5\0\0\0asciitR" * 1000 + b"l."), "more than"
+    yield zipped(b"\x80\x02" + text + b"ctorch\nSize\n(h\1tR."), "a shape that is none"
+    for value in (nested, doubled):
+        yield zipped(b"\x80\x02}" + value + b"Ns."), "keys are neither text nor numbers"
+        yield zipped(b"\x80\x02ccollections\nOrderedDict\n(]](" + value + b"NeatR."), "neither text nor numbers"
+        yield zipped(b"\x80\x02" + value + b")R."), "calls something that is not a function"
+        yield zipped(b"\x80\x02cnumpy\ndtype\n(" + value + b"tR."), "the type of a tuple"
+        yield zipped(b"\x80\x02(X\x07\x00\x00\x00storage" + value + b"X\x01\x00\x00\x000NK\x01tQ."), "unknown way"
+    yield zipped(b"\x80\x02" + b"N" * (2**20 + 1) + b"."), "more instructions"
     yield zipped(b"\x80\x02]r\xff\xff\xff\x7f." + bytes(10)), ""  # a memo of 2^31 places
     yield zipped(b"\x80\x02" + b"]" * 200_000 + b"."), ""
     yield zipped(b"\x80\x02" + b"](" * 100_000 + b"e" * 100_000 + b"."), "nest deeper"
@@ -140,6 +151,7 @@ def hostile_files(target: Path) -> Iterator[tuple[bytes, str]]:
     yield zipped(tensor("(K\x05t", "(K\x01t"), four), "does not fit into its 4 numbers"
     yield zipped(tensor("(K\x02t", "(J\xff\xff\xff\xfft"), four), "not whole numbers"
     yield zipped(tensor("(K\x04t", "(K\x01t", size=huge), four), "data/0 should have 1073741824"
+    yield zipped(tensor("(K\x04t", "(K\x01t", storage="X\x03\x00\x00\x000\n\n"), four), "is missing"
     yield zipped(tensor("(K\x04t", "(K\x01t", storage="X\x04\x00\x00\x00../x"), four), "is missing"
     yield zipped(tensor("(K\x04t", "(K\x01t"), [*four, ("data/1", bytes(4))]), "data/1 belongs to no tensor"
     yield zipped(b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00O8\x89\x88\x87R."), "type 'O8'"

@@ -167,8 +167,9 @@ def test_nothing_in_it_runs(hostile):
     assert HOSTILE in document.texts["th"] and HOSTILE in document.texts["td"] and HOSTILE in document.texts["span"]
 
 
-VALID = '{"figures": {"a": 3}, "samplers": {"ode": 3}, "nll": "x", "t": [1]}'  # JSON, but not of this package
-DAMAGED = ["", "{", "[1]", "\x00\xff", VALID]
+# JSON, but not of this package
+VALID = '{"figures": {"a": 3}, "samplers": {"ode": 3}, "nll": "x", "t": [1], "versions": [1]}'
+DAMAGED = ["", "{", "[1]", "\x00\xff", "[" * 10**5, VALID]
 
 
 @pytest.mark.parametrize("content", DAMAGED)
@@ -192,7 +193,9 @@ def test_damaged_files_are_left_out(tmp_path, capsys, content):
     assert "metrics.jsonl of run: damaged lines left out: 2, 3, 4, 5, 7 (5 in all)" in notes
     names = [path.name for path in damaged if path.suffix == ".png" or content != VALID]
     assert all(f"{name} of run left out" in notes for name in names)
-    assert content != VALID or {"Summary left out", "Samplers left out"} <= set(re.findall(r"\w+ left out", notes))
+    assert content != VALID or {"Summary left out", "Samplers left out", "Versions left out"} <= set(
+        re.findall(r"\w+ left out", notes)
+    )
 
 
 def test_no_page_is_a_warning(tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import refused
 
-from score_st import bench, config, convert, copy, edit, plan, quality, report, sample, sweep, train
+from score_st import bench, config, convert, copy, edit, plan, quality, report, sample, study, sweep, train
 from score_st import eval as eval_command
 from score_st.data import __main__ as data_command
 from score_st.runtime import cli, progress
@@ -28,7 +28,7 @@ BAD = {
     "--config.model.ch_mult=a": "should be a tuple such as (1, 2, 2)",
     "--config.training.k=-1": "should be 0 or more",
     "--config.training.sde=vp": "choose from vpsde, subvpsde, vesde, reciprocal_vesde",
-    "--config.data.dataset=MNIST": "choose from DIGITS",
+    "--config.data.dataset=NMIST": "choose from DIGITS",
     "--config.training.batch_size=12": "should be a multiple of 8, the number of devices; 8 would do",
     "--config.model.ch_mult=(1,1,1,1,1)": "so it should be a multiple of 16, such as 16",
     "--config.optim.optimizer=SGD": "choose from Adam, AdamW",
@@ -41,7 +41,7 @@ BAD = {
     "--config.eval.gradient_images=1": "should be 2 or more, or 0 for none",
     "--config.sampling.predictor=euler_marujama": "did you mean euler_maruyama?",
     "--config.training.tau_groups=3": "training.tau_groups",
-    "--config.model.progressive=skip": "choose from none, output_skip, residual",
+    "--config.model.progressive=skip": "config.model.progressive='skip': should be none, output_skip or residual",
 }
 
 
@@ -102,7 +102,9 @@ def test_workdirs(capsys, tmp_path):
         assert not (tmp_path / "new").exists()
         error = refused(capsys, main, [*argv, tmp_path / "run", "--config.model.nf=16"])
         assert "was made with model.nf=48 (not 16)" in error
-    assert "--num 0" in refused(capsys, sample.main, [*argv, tmp_path / "run", "--num", 0])
+    assert "argument --num: 0: should be 1 or more" in refused(
+        capsys, sample.main, [*argv, tmp_path / "run", "--num", 0]
+    )
     error = refused(capsys, report.main, ["--workdir", tmp_path / "run", "--out", tmp_path / "a.png"])
     assert "no eval/loss_by_time.json" in error
     error = refused(capsys, report.main, ["--workdir", tmp_path / "new", "--out", tmp_path / "a.html"])
@@ -167,7 +169,7 @@ def test_values_are_read_as_their_key_wants():
 
 COMMANDS = {"train": train, "eval": eval_command, "sample": sample, "edit": edit, "sweep": sweep, "convert": convert}
 COMMANDS |= {"quality": quality, "report": report, "data": data_command, "plan": plan}
-COMMANDS |= {"copy": copy, "bench": bench}
+COMMANDS |= {"copy": copy, "bench": bench, "study": study}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -188,15 +190,10 @@ def test_help(capsys, command):
         assert changes.keys() <= config.flatten(config.default()).keys()
 
 
-def test_a_full_disk_is_one_line(capsys, tmp_path):
-    def write():
-        with open("/dev/full", "w") as file:
-            file.write("x" * 100_000)
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(write)
-    assert stop.value.code == 74
-    assert capsys.readouterr().err == "error: No space left on device; what was saved stays\n"
+def test_a_full_disk_is_one_line():
+    code = "from score_st.runtime import cli; cli.run(lambda: open('/dev/full', 'w').write('x' * 100_000))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (74, "error: No space left on device; what was saved stays\n")
 
 
 def test_quiet_is_of_one_run(capsys):

@@ -25,11 +25,9 @@ COMMAND += ["--config.training.averages=4"]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment():
     """That of all processes here, which share what is compiled."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    more = dict(JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", XLA_FLAGS=QUICK)
-    return os.environ | more
+    return os.environ | dict(XLA_FLAGS=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +106,12 @@ def main():
         if step == 3 and os.environ.get("SNAPSHOT"): preemption.pause()
         if step == 3: print("running", os.getpid(), flush=True)
         if step == 3 and os.environ.get("SNAPSHOT"): time.sleep(60)
-        if preemption.reached(): sys.exit(distributed.STOPPED)
+        if code := preemption.reached(): sys.exit(code)
         if os.environ.get("FAIL"): raise config.ConfigError("wrong")
         if os.environ.get("END") and step == 3: return
         if os.environ.get("NAN") and step == 3:
-            from score_st.training import loop  # not in the workers of all tests
-            loop.check_finite(step, float("nan"), list)
+            from score_st.training import keeping  # not in the workers of all tests
+            keeping.check_finite(step, float("nan"), list)
         time.sleep(0.02)
 
 cli.run(main)
@@ -155,16 +153,29 @@ def test_a_process_dies_and_the_other_ends_with_one_line(environment, dead):
     ended(both[dead])
 
 
-def test_sigterm_ends_all_with_the_code_of_preemption(environment):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_one_ends_all_with_its_code(environment, sent):
     both = pair(environment)
     running(both[0])
-    both[1].terminate()
-    assert [ended(process)[0] for process in both] == [143, 143]
+    both[1].send_signal(sent)
+    assert [ended(process)[0] for process in both] == [128 + sent] * 2
+
+
+def test_the_launcher_passes_sigterm_on(environment):
     command = [LAUNCH / "local.sh", "--restart", "--", sys.executable, "-c", WORKER]
     launcher = start(environment, *command)
     running(launcher)
     launcher.terminate()
     assert ended(launcher) == (143, "")
+
+
+def test_sigterm_in_a_snapshot_ends_both(environment):
+    """Which the launcher sees to: the other may be waiting for the one that has ended."""
+    launcher = start(environment | dict(SNAPSHOT="1"), LAUNCH / "local.sh", "--", sys.executable, "-c", WORKER)
+    running(launcher)
+    began = time.monotonic()
+    os.kill(workers(launcher)[1], signal.SIGTERM)
+    assert ended(launcher)[0] == 143 and time.monotonic() - began < 25
 
 
 def test_sigterm_ends_a_snapshot_at_once(environment):

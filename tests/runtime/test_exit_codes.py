@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from score_st import bench, convert, copy, edit, plan, quality, report, sample, sweep, train
+from score_st import bench, convert, copy, edit, plan, quality, report, sample, study, sweep, train
 from score_st import eval as eval_command
 from score_st.data import __main__ as data_command
 from score_st.runtime.exit_codes import TABLE
@@ -19,8 +19,8 @@ RESTARTED = {code for code, entry in TABLE.items() if entry.restarted}
 
 COMMANDS = {"train": train, "eval": eval_command, "quality": quality, "sample": sample, "edit": edit, "sweep": sweep}
 COMMANDS |= {"convert": convert, "data": data_command, "report": report, "plan": plan}
-COMMANDS |= {"copy": copy, "bench": bench}
-ONE_PROCESS = ("report", "plan", "copy")
+COMMANDS |= {"copy": copy, "bench": bench, "study": study}
+ONE_PROCESS = ("report", "plan", "copy", "study")
 OWN = {
     "train": "the loss is not finite; the last checkpoint is kept",
     "convert": "an output differs by more than --tol",
@@ -38,7 +38,7 @@ def numbers(text: str) -> set[int]:
 def test_the_table():
     """The codes of the design: 74 is not started again, 75 is, and so is whatever a signal of the cluster causes."""
     assert RESTARTED == {75, 134, 137, 143}
-    assert TABLE.keys() - RESTARTED == {0, 1, 2, 74, 130}
+    assert TABLE.keys() - RESTARTED == {0, 1, 2, 74, 129, 130}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +47,7 @@ def test_help(command):
     listed = {int(code): meaning for code, meaning in (line.split(maxsplit=1) for line in lines)}
     own = {1: OWN[command]} if command in OWN else {}
     alone = {0, 2, 74, 75, 130}
-    expected = alone if command in ONE_PROCESS else alone | {134, 143}
+    expected = alone if command in ONE_PROCESS else alone | {129, 134, 143}
     assert listed == {code: TABLE[code].meaning for code in sorted(expected)} | own
 
 

@@ -116,7 +116,13 @@ def test_each_number_of_steps_is_a_program(tmp_path, clock):
     assert goodput.seconds() == 22 and goodput.share() == 22 / (22 + 40)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"began": "x", "seconds": {}}', '{"began": 1}'])
+NO_TIMES = [f'{{"began": {began}, "seconds": {{"5": {seconds}}}}}' for began, seconds in (("1e999", 1), ("NaN", 1))]
+NO_TIMES += ['{"began": 1, "seconds": {"5": -1}}', f'{{"began": 1{"0" * 400}, "seconds": {{}}}}']
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"began": "x", "seconds": {}}', '{"began": 1}', "[" * 10**5, *NO_TIMES]
+)
 def test_a_damaged_file_begins_anew(tmp_path, clock, content):
     (tmp_path / FILE).write_text(content)
     goodput = Goodput(tmp_path, 5, now=clock)

@@ -7,19 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_st.config import ConfigError
 from score_st.runtime import profiling
 
 
 def test_steps_are_parsed():
     assert profiling.parse_steps("") is None
     assert profiling.parse_steps("100-110") == (100, 110) and profiling.parse_steps("7-7") == (7, 7)
-
-
-@pytest.mark.parametrize("text", ["110-100", "0-5", "5", "a-b", "5-", "1-2-3", "-1-2", "1 - 2"])
-def test_other_steps_are_refused(text):
-    with pytest.raises(ConfigError, match=r"config.training.profile_steps='.*': should be two steps A-B with 1 <= A"):
-        profiling.parse_steps(text)
 
 
 def event(name: int, start: int, duration: int, **stats: str) -> str:

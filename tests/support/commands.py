@@ -9,6 +9,7 @@ import pytest
 
 from score_st import config
 from score_st.runtime import cli
+from support.environment import QUICK
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "configs/vp/DIGITS/ddpmpp_nll_st.py"
@@ -31,7 +32,7 @@ def tiny(**more):
 
 def run(*arguments, **options):
     """A command in a process of its own with one device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": QUICK}
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
 

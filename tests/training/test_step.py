@@ -117,11 +117,15 @@ def test_nelbo_of_held_out_images(digits):
     assert found == pytest.approx(nats / math.log(2) + math.log2(17 / 2), abs=0.08)
 
 
+def created(setup):
+    return jax.jit(setup.create, out_shardings=setup.state_shardings)(jax.random.key(0))
+
+
 def run(digits, devices, fsdp=1, several=False, **more):
     """Losses and gradient norms of six steps, and the state after them."""
     settings = dict(training__tau_groups=8, optim__warmup=2, optim__lr=1e-3, model__ema_rate=0.5)
     setup = setup_on(devices, fsdp, **settings | more)
-    current = jax.jit(setup.create, out_shardings=setup.state_shardings)(jax.random.key(0))
+    current = created(setup)
     key, batches = jax.random.key(1), digits[:96].reshape(6, 16, 8, 8, 1)
     if several:
         current, metrics = step.jitted(setup, True)(current, batches, key)
@@ -154,7 +158,7 @@ def test_the_curve_is_that_of_one_device(digits, alone, division):
     np.testing.assert_allclose(found, curve, rtol=2e-4)
     average = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(after.ema)])
     again = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(current.ema)])
-    start = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(setup.create(jax.random.key(0)).ema)])
+    start = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(created(setup).ema)])
     assert np.linalg.norm(again - average) < 0.01 * np.linalg.norm(average - start)
     if "fsdp" in division:
         moments = current.opt_state[1][1].mu["all_modules_7"]["Conv_0"]["kernel"]
@@ -170,10 +174,10 @@ def test_on_a_cpu_no_loop_holds_a_gradient(digits):
     program = step.jitted(setup).lower(setup.abstract_state, images, key).as_text()
     loops = [line for line in program.splitlines() if "stablehlo.while(" in line]  # those of random numbers
     assert loops and not any("tensor<3x3x" in line for line in loops)
-    create, steps = jax.jit(setup.create, out_shardings=setup.state_shardings), loop.compiled_steps(setup)
+    steps = loop.compiled_steps(setup)
     batches, key = list(digits[:48].reshape(3, 16, 8, 8, 1)), jax.random.key(1)
-    together, metrics = steps(create(jax.random.key(0)), batches, key)
-    alone = create(jax.random.key(0))
+    together, metrics = steps(created(setup), batches, key)
+    alone = created(setup)
     for batch in batches:
         alone, last = steps(alone, [batch], key)
     jax.tree.map(np.testing.assert_array_equal, together, alone)
@@ -211,6 +215,7 @@ def test_bfloat16_is_near_and_sums_as_asked(digits, alone):
         (dict(training__dtype="float16"), "training.dtype: unknown 'float16'; choose from float32, bfloat16"),
         (dict(training__remat="all"), "training.remat: unknown 'all'; choose from none, elementwise, blocks"),
         (dict(training__n_jitted_steps=0), "training.n_jitted_steps=0: should be 1 or more"),
+        (dict(training__averages=1300002), "training.averages=1300002: should be at most 10,000"),
     ],
 )
 def test_impossible_settings(settings, said):

@@ -93,7 +93,7 @@ def test_without_averages_there_is_no_trace(one_device, tmp_path):
     setup = step.from_config(config.from_workdir(tmp_path), one_device)
     assert type(setup.abstract_state) is state.TrainState
     keys = json.loads((tmp_path / "checkpoints/2/default/_METADATA").read_text())["tree_metadata"]
-    assert {key.split("'")[1] for key in keys} == {"step", "params", "opt_state", "ema", "ema_updates"}
+    assert {key.split("'")[1] for key in keys} == {"step", "params", "opt_state", "ema", "ema_updates", "hashes"}
 
 
 def test_weights_are_those_of_the_run(run):
