@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from score_st import networks
 
@@ -10,6 +11,8 @@ class Told(nn.Module):
     """x times a number for its class, 0 without one."""
 
     num_classes: int = 3
+    dtype: DTypeLike = jnp.float32  # this and `remat` as of the other entries of the table
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x, time_cond, train=False, log_time_cond=None, labels=None):
