@@ -10,6 +10,7 @@ import collections
 import contextlib
 import difflib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -349,6 +350,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
     """The `keys` that differ, as "a=1 (not 2), … and 2 more", with the value of `new` in brackets; "" for none."""
     different = [f"{key}={old.get(key)!r} (not {new.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
     return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
+def as_json(config: ConfigDict | dict) -> dict[str, Any]:
+    """The values by dotted key, as they are after a way through JSON, where tuples are lists."""
+    return dict(json.loads(json.dumps(flatten(config))))
 
 
 def to_json(config: ConfigDict) -> str:

@@ -49,8 +49,6 @@ def import_torch(arguments: argparse.Namespace, mesh: Mesh) -> None:
     Nothing is written unless the file fits the configuration, and agrees with the outputs of --verify.
     """
     path = arguments.source
-    if saved_steps.steps(arguments.workdir):
-        raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
     network = imported.read(path)
     if network and arguments.base:
         raise ConfigError(
@@ -86,8 +84,6 @@ def import_weights(arguments: argparse.Namespace, mesh: Mesh) -> None:
     Where there is no --config, it has the configuration in the file's header, and the workdir gets it as config.py.
     """
     path = arguments.source
-    if saved_steps.steps(arguments.workdir):
-        raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
     if arguments.base:
         config = arguments.config
         weights_file.check_same(path, config)
@@ -206,6 +202,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         raise ConfigError(f"--ema {arguments.ema}: is for --to FILE.safetensors, which has one set of weights")
     if arguments.verify and (imports or exports):
         raise ConfigError("--verify: compares with the official code, so not with a safetensors file; leave it out")
+    if arguments.source and saved_steps.steps(arguments.workdir):
+        raise ConfigError(f"--workdir {arguments.workdir}: already has checkpoints; name another folder")
     if imports:
         return import_weights(arguments, mesh)
     if arguments.source:

@@ -1,6 +1,5 @@
 """The weights of a run as a safetensors file, with their configuration in its header, and back; needs safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from score_st import strict_json
-from score_st.config import MEANING, ConfigError, changed, check, default, differences, flatten, to_json
+from score_st.config import MEANING, ConfigError, as_json, changed, check, default, differences, flatten, to_json
 from score_st.model import DiffusionModel
 from score_st.runtime import safetensors_files
 from score_st.training import optimizer, state
@@ -93,7 +92,7 @@ def read(path: Path, model: DiffusionModel) -> dict[str, Any]:
 
 def check_same(path: Path, config: ConfigDict) -> None:
     """Raises ConfigError if the configuration in a file's header gives the weights another meaning than `config`."""
-    old, new = (json.loads(json.dumps(flatten(values))) for values in (configuration(path), config))
+    old, new = as_json(configuration(path)), as_json(config)
     if differing := differences(old, new, [key for key in sorted(new) if key.startswith(MEANING)]):
         raise ConfigError(f"{path}: was made with {differing}; use that")
 

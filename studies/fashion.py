@@ -5,22 +5,23 @@ C and D take hours on a laptop; E to H are for more time or an accelerator. Clai
 Command:  python -m score_st.study --study studies/fashion.py --cells 'C/*'
 """
 
-from score_st.studies import At, BitsPerDim, Comparison, Experts, LossByTime, Part, Samples, Study, grid
+from score_st.studies import (
+    NO_TAU,
+    PLAIN,
+    SAMPLER,
+    At,
+    BitsPerDim,
+    Comparison,
+    Experts,
+    LossByTime,
+    Part,
+    Samples,
+    Study,
+    grid,
+)
 
 BASE = "vp/FASHION_MNIST/ddpmpp_nll_st_official"
-SAMPLER = {
-    "sampling.method": "pc",
-    "sampling.predictor": "dpm_solver_2m",
-    "sampling.grid": "logsnr",
-    "sampling.steps": 20,
-}
-SETTINGS = {
-    "data.image_size": 16,
-    "training.tau_groups": 1,
-    "training.likelihood_weighting": True,
-    "optim.grad_clip": -1.0,
-    **SAMPLER,
-}
+SETTINGS = {**PLAIN, **SAMPLER, "data.image_size": 16, "training.tau_groups": 1}
 WITHOUT, ST = {"training.st": False}, {"training.st": True, "training.k": 1.0}
 SIGMA2 = {"training.st": False, "training.weighting": "variance", "training.time_sampler": "uniform"}
 PRECONDITIONED = {
@@ -73,7 +74,7 @@ STUDY = Study(
             "τ: one an image, none (one a batch is C/g2-st)",
             {
                 "each": {**ST, "training.tau_groups": 32},
-                "none": {**WITHOUT, "training.weighting": "softened", "training.time_sampler": "softened"},
+                "none": NO_TAU,
             },
         ),
         "E-vp": part(

@@ -7,20 +7,13 @@ is the same after division by √v̂. Each seed is a run; the arms are compared 
 Command:  python -m score_st.study --study studies/gradients.py
 """
 
-from score_st.studies import At, Comparison, Gradients, Part, Study
+from score_st.studies import DIGITS, NO_TAU, At, Comparison, Gradients, Part, Study
 
 ARMS = {
     "one": {"training.tau_groups": 1},
     "eight": {"training.tau_groups": 8},
     "each": {"training.tau_groups": "{batch}"},
-    "none": {"training.st": False, "training.weighting": "softened", "training.time_sampler": "softened"},
-}
-SETTINGS = {
-    "model.nf": 24,
-    "model.ch_mult": (1, 1),
-    "training.batch_size": 32,
-    "training.likelihood_weighting": True,
-    "optim.grad_clip": -1.0,
+    "none": NO_TAU,
 }
 MEANS = "distance of means"  # squared, in units of that of the mean, without bias: 0 for the same mean
 
@@ -41,7 +34,7 @@ STUDY = Study(
             seeds=8,
             steps=(100, 500, 3000),
             measures=(Gradients(ARMS),),
-            settings=SETTINGS,
+            settings=DIGITS,
         )
     },
     comparisons=(

@@ -7,26 +7,15 @@ All share initial weights, order of data, z and u of a seed.
 Command:  python -m score_st.study --study studies/randomness.py
 """
 
-from score_st.studies import At, BitsPerDim, Comparison, Part, Samples, Study, grid
+from score_st.studies import DIGITS, NO_TAU, SAMPLER, At, BitsPerDim, Comparison, Part, Samples, Study, grid
 
 BASE = "vp/DIGITS/ddpmpp_nll_st_official"
-SETTINGS = {
-    "model.nf": 24,
-    "model.ch_mult": (1, 1),
-    "training.batch_size": 32,
-    "training.likelihood_weighting": True,
-    "optim.grad_clip": -1.0,
-    "sampling.method": "pc",
-    "sampling.predictor": "dpm_solver_2m",
-    "sampling.grid": "logsnr",
-    "sampling.steps": 20,
-}
-NONE = {"training.st": False, "training.weighting": "softened", "training.time_sampler": "softened"}
+SETTINGS = {**DIGITS, **SAMPLER}
 TAU = {
     "one": {"training.tau_groups": 1},
     "eight": {"training.tau_groups": 8},
     "each": {"training.tau_groups": 32},
-    "none": NONE,
+    "none": NO_TAU,
 }
 RATES = {"half": {"optim.lr": 1e-3}, "": {"optim.lr": 2e-3}, "double": {"optim.lr": 4e-3}}
 MEASURES = (BitsPerDim(), Samples(num=1500, features=("digits",), metrics=("kid",)))

@@ -6,20 +6,9 @@ weighting above it that has one. Used as a weight and as its prior P_λ it has t
 Command:  python -m score_st.study --study studies/weights.py
 """
 
-from score_st.studies import At, BitsPerDim, Comparison, Part, Samples, Study
+from score_st.studies import DIGITS, SAMPLER, At, BitsPerDim, Comparison, Part, Samples, Study
 
-SETTINGS = {
-    "model.nf": 24,
-    "model.ch_mult": (1, 1),
-    "training.batch_size": 32,
-    "training.tau_groups": 1,
-    "training.likelihood_weighting": True,
-    "optim.grad_clip": -1.0,
-    "sampling.method": "pc",
-    "sampling.predictor": "dpm_solver_2m",
-    "sampling.grid": "logsnr",
-    "sampling.steps": 20,
-}
+SETTINGS = {**DIGITS, **SAMPLER, "training.tau_groups": 1}
 WEIGHTS = {
     "g2": {"training.st": False},
     "g2-st": {"training.st": True, "training.k": 1.0},

@@ -1,7 +1,6 @@
 """Two results of the benchmark side by side: the ratio of each number, and whether the difference is seen."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from score_st import strict_json
 from score_st.benchmarking.timing import FEW
-from score_st.config import ConfigError, differences, flatten
+from score_st.config import ConfigError, as_json, differences
 
 MACHINE = ("device_kind", "devices", "processes", "cores", "processor", "arithmetic")
 SAME, FASTER, SLOWER = "no difference seen", "better", "worse"
@@ -74,7 +73,7 @@ def notes(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     pairs: dict[str, tuple[Mapping, Mapping]] = {
         "machine": tuple({key: r["machine"].get(key) for key in MACHINE} for r in (old, new)),  # type: ignore[dict-item]
         "versions": tuple(dict(r["machine"].get("versions", {})) for r in (old, new)),  # type: ignore[dict-item]
-        "settings": tuple(json.loads(json.dumps(flatten(r["settings"]))) for r in (old, new)),  # type: ignore[dict-item]
+        "settings": tuple(as_json(r["settings"]) for r in (old, new)),  # type: ignore[dict-item]
         "subject": tuple(dict(r["subject"]) for r in (old, new)),  # type: ignore[dict-item]
     }
     for what, (first, second) in pairs.items():

@@ -103,7 +103,7 @@ def compilation(subject: Subject) -> parts.Part:
         numbers: Numbers = {}
         for name, lower in lowers.items():
             times, began = Times(), time.perf_counter()
-            show = progress.Loop(f"compile the {name}", 0, MOST, "times", seconds=2)
+            show = progress.Loop(f"compile the {name}", 0, MOST, "times", seconds=0)  # a line a round: there are few
             while len(times.cold) < MOST and not (times.cold and _is_over(times, began, subject.seconds)):
                 compiled = compile_twice(lower, times)
                 show(len(times.cold), f"cold {times.cold[-1]:.2f} s, cached {times.cached[-1]:.2f} s")

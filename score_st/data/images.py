@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from score_st.array_types import Bool, Float, Int, Shaped, UInt8
 from score_st.config import ConfigError
 from score_st.data.files import MissingFiles, note, open_image, read_bytes, reading
-from score_st.data.labels import LabeledImages
+from score_st.data.labels import ArrayImages, LabeledImages
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
@@ -231,13 +231,12 @@ class LazyImages:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CheckedImages:
+class CheckedImages(ArrayImages):
     """Images mapped into memory, uint8 [N, H, W, C], whose checksums are compared when they are first read.
 
     Any thread may read them. A process reads every image once to compare it, and later only those that are asked for.
 
     Attributes:
-      images: of the file.
       name: of the file, in errors.
       checksums: the CRC-32 of each `chunk` images.
       chunk: how many images have a checksum together; the last may have fewer.
@@ -245,23 +244,11 @@ class CheckedImages:
       labels: the class of each image, see `labels.labels_of`.
     """
 
-    images: UInt8[np.ndarray, "N H W C"]
     name: str
     checksums: list[int]
     chunk: int
     is_checked: Bool[np.ndarray, " M"]
     labels: Int[np.ndarray, " N"] | None = None
-    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
-    ndim: ClassVar[int] = 4
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
-        return self.images.shape
-
-    def __len__(self) -> int:
-        """Returns N."""
-        return len(self.images)
 
     def max(self) -> int:
         """Returns the largest value that a byte can have, as these images came from encoded ones."""

@@ -15,16 +15,14 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "y")  
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabeledImages:
-    """An array of images with the class of each, see `labeled`; indexed, it gives images alone.
+class ArrayImages:
+    """Images uint8 [N, H, W, C] in an array, as the arrays of a data set are used.
 
     Attributes:
       images: in memory, or mapped into it.
-      labels: the class of each image, see `labels_of`.
     """
 
     images: UInt8[np.ndarray, "N H W C"]
-    labels: Int[np.ndarray, " N"]
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     ndim: ClassVar[int] = 4
 
@@ -36,6 +34,17 @@ class LabeledImages:
     def __len__(self) -> int:
         """Returns N."""
         return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabeledImages(ArrayImages):
+    """An array of images with the class of each, see `labeled`; indexed, it gives images alone.
+
+    Attributes:
+      labels: the class of each image, see `labels_of`.
+    """
+
+    labels: Int[np.ndarray, " N"]
 
     def max(self) -> int:
         """Returns the largest value."""

@@ -66,7 +66,7 @@ def _matrix(content: memoryview, order: str) -> tuple[str, Shaped[np.ndarray, ".
     if stored is None or min(sizes, default=-1) < 0 or math.prod(sizes) * stored.itemsize != len(numbers):
         raise ValueError(f"{text!r} has another number of values than {sizes}")
     array = np.frombuffer(numbers, stored).reshape(sizes, order="F")
-    return text, array.astype(CLASSES[flag & 0xFF])
+    return text, array.astype(CLASSES[flag & 0xFF], copy=False)
 
 
 def read(path: Path, names: Collection[str]) -> dict[str, Shaped[np.ndarray, "..."]]:

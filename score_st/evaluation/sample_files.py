@@ -61,9 +61,7 @@ class Shards:
                     images = numpy_files.read_npz(path, [self.key])[self.key]
                 except (OSError, ValueError, KeyError) as error:  # it may have changed since
                     raise unreadable(path, error) from error
-                if images.max() >= self.levels:
-                    limit = f"should be below config.data.num_levels={self.levels}"
-                    raise ConfigError(f"{path}: has values up to {images.max()}; {limit}")
+                check_levels(images, self.levels, path)
                 self._latest[number] = pictures.to_bytes(images, self.levels)
             return self._latest[number]
 
@@ -137,6 +135,13 @@ def check_images(shape: tuple[int, ...], dtype: np.dtype, source: Any) -> None:
     """Raises ConfigError unless an array is uint8 [N, H, W, 1 or 3]."""
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
         raise ConfigError(f"{source}: images are {dtype}{list(shape)}; should be uint8 [N, H, W, 1 or 3]")
+
+
+def check_levels(images: Any, levels: int, source: Any) -> None:
+    """Raises ConfigError unless the values of images are below `levels`."""
+    if (largest := images.max()) >= levels:
+        limit = f"should be below config.data.num_levels={levels}"
+        raise ConfigError(f"{source}: has values up to {largest}; {limit}")
 
 
 def shards(paths: list[Path], levels: int) -> Shards | None:

@@ -167,12 +167,8 @@ def to_bytes(images: Shaped[np.ndarray, "..."] | Images, levels: int, source: An
     Raises:
       ConfigError: they are no such images.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
-        kind = f"{images.dtype}{list(images.shape)}"
-        raise ConfigError(f"{source}: images are {kind}; should be uint8 [N, H, W, 1 or 3]")
-    if images.max() >= levels:
-        limit = f"should be below config.data.num_levels={levels}"
-        raise ConfigError(f"{source}: has values up to {images.max()}; {limit}")
+    sample_files.check_images(images.shape, images.dtype, source)
+    sample_files.check_levels(images, levels, source)
     return images if levels == 256 else pictures.to_bytes(np.asarray(images), levels)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from score_st.config import ConfigError
 from score_st.pytorch import unpickler
 from score_st.pytorch.unpickler import Damaged, Machine, Storage, Tensor
+from score_st.runtime.replacing import replacing
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
 PICKLE_LIMIT = 2**24  # bytes; that of the largest official network has 2^20
@@ -254,20 +255,15 @@ def write(path: str | Path, tree: Any) -> None:
       tree: dictionaries, lists, tuples, numbers, text and arrays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
     arrays: list[np.ndarray] = []
     pickle = b"\x80\x02" + b"".join(unpickler.dump(tree, arrays)) + b"."
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            add = lambda name, data: archive.writestr(_aligned(archive, f"archive/{name}"), data)
-            add("data.pkl", pickle)
-            add("byteorder", b"little")
-            for key, array in enumerate(arrays):
-                add(f"data/{key}", array.tobytes())
-            add("version", b"3\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, ".part") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        add = lambda name, data: archive.writestr(_aligned(archive, f"archive/{name}"), data)
+        add("data.pkl", pickle)
+        add("byteorder", b"little")
+        for key, array in enumerate(arrays):
+            add(f"data/{key}", array.tobytes())
+        add("version", b"3\n")
 
 
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:

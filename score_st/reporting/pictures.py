@@ -12,6 +12,7 @@ from PIL import Image
 
 from score_st.array_types import UInt8
 from score_st.config import ConfigError
+from score_st.runtime.replacing import replacing
 
 NAME = "{:06d}.png"  # from the number of the image
 
@@ -60,12 +61,6 @@ def write(batches: Iterable[UInt8[np.ndarray, "_ H W C"]], num_levels: int, path
             (path / name).write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-            for name, content in _encoded(batches, num_levels):
-                archive.writestr(zipfile.ZipInfo(name), content)  # of 1980, so that equal images are equal files
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in _encoded(batches, num_levels):  # PNG is compressed already
+            archive.writestr(zipfile.ZipInfo(name), content)  # of 1980, so that equal images are equal files

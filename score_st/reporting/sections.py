@@ -8,7 +8,6 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 import math
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from score_st import strict_json
-from score_st.config import default, flatten
+from score_st.config import as_json, default, flatten
 from score_st.reporting import figures
 from score_st.reporting.figures import Curve, Panel
 from score_st.reporting.run import Run
@@ -311,7 +310,7 @@ def configuration(runs: list[Run]) -> list[Block]:
     (run,) = runs
     if not run.config:
         return []
-    defaults: dict[str, Any] = json.loads(json.dumps(flatten(default())))
+    defaults = as_json(default())
     caption = "Settings that differ from the defaults of score_st.config"
     known = {key: defaults.get(key, "") for key in run.config}
     blocks = differences(caption, ["setting", "here", "default"], run.config, known)

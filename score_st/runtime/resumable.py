@@ -21,6 +21,7 @@ import numpy as np
 
 from score_st import strict_json
 from score_st.runtime import numpy_files
+from score_st.runtime.replacing import replacing
 from score_st.runtime.workdir import write_text
 
 # what reading damaged files raises, and asking for what should be in them
@@ -126,14 +127,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _write_npz(path: Path, result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")  # without a process number: the next run replaces what a kill leaves
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **result)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **result)
 
 
 JSON = Format(

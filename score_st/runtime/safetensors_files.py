@@ -1,7 +1,6 @@
 """Files of safetensors; needs the package, `pip install 'score_st[safetensors]'`."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from score_st.array_types import Shaped
 from score_st.config import ConfigError
+from score_st.runtime.replacing import replacing
 
 
 @contextlib.contextmanager
@@ -47,12 +47,8 @@ def write(path: Path, tensors: dict[str, Shaped[np.ndarray, "..."]], header: Map
     Raises:
       ConfigError: it can't be written, or the package is not installed.
     """
-    temporary = path.with_name(f".{path.name}")
     with _library(path):
         from safetensors.numpy import save_file
 
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary, dict(header))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

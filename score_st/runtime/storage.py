@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from score_st.config import ConfigError
+from score_st.runtime.replacing import replacing
 
 T = TypeVar("T")
 
@@ -323,12 +324,8 @@ def get_with_version(url: str) -> tuple[bytes, str]:
 def get(url: str, path: Path) -> None:
     """Downloads an object; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path, f".{os.getpid()}") as temporary:
         of(url).get_file(url, str(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def get_bytes(url: str) -> bytes:

@@ -1,7 +1,5 @@
 """The workdir of a run: its configuration, and files that appear complete or not at all."""
 
-import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_st import strict_json
-from score_st.config import ConfigError, default, differences, find, flatten, packaged, to_json
+from score_st.config import ConfigError, as_json, default, differences, find, flatten, packaged, to_json
 from score_st.runtime import mirror
+from score_st.runtime.replacing import replacing
 
 CONVERTED = "converted.json"  # in a workdir that `python -m score_st.convert` has made
 
@@ -69,7 +68,6 @@ def check_same(workdir: Path, config: ConfigDict, must_agree: Callable[[str], bo
     stored = read_config(workdir)
     if stored is None:
         return
-    as_json = lambda values: json.loads(json.dumps(flatten(values)))
     old, new = as_json(default()) | flatten(stored), as_json(config)
     if differing := differences(old, new, [key for key in sorted(new) if must_agree(key)]):
         raise ConfigError(f"--workdir {workdir}: was made with {differing}; use that, or another workdir")
@@ -100,14 +98,8 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file completely or not at all, and its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path, f".{os.getpid()}") as temporary:
         temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def check_writable(folder: Path, hint: str) -> None:

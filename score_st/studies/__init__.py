@@ -7,8 +7,13 @@ from score_st.studies.definition import At, Comparison, Part, Study, grid
 from score_st.studies.experts import Experts
 from score_st.studies.gradients import Gradients
 from score_st.studies.measures import BitsPerDim, LossByTime, Samples
+from score_st.studies.shared import DIGITS, NO_TAU, PLAIN, SAMPLER
 
 __all__ = [
+    "DIGITS",
+    "NO_TAU",
+    "PLAIN",
+    "SAMPLER",
     "At",
     "BitsPerDim",
     "Comparison",

@@ -14,7 +14,7 @@ from score_st.diffusion.linear_sde import SDE
 from score_st.diffusion.parametrization import Score
 from score_st.model import CombinedModel, DiffusionModel
 from score_st.runtime import resumable
-from score_st.studies.measures import WEIGHTS, Measure, Rows, Samples, Setting, alone
+from score_st.studies.measures import WEIGHTS, Measure, Rows, Samples, Setting, alone, with_samples
 from score_st.studies.training import Trainer
 from score_st.training.state import TrainState
 
@@ -89,5 +89,4 @@ class Experts:
 
     def smaller(self, setting: Setting) -> tuple[Measure, float]:
         """See `Measure`."""
-        num = min(setting.config.eval.batch_size, self.num)
-        return dataclasses.replace(self, num=num), self.num / num
+        return with_samples(self, setting)

@@ -106,20 +106,18 @@ class BitsPerDim:
     def prepare(self, setting: Setting) -> Callable[[TrainState], Rows]:
         """See `Measure`: rows ema and raw, and "ema, ε = 0.01" for each of `eps`."""
         images = setting.images["test"][: self.images or None]
-        rows = {name: (name, setting.model) for name in self.weights}
+        own = image_terms.from_config(setting.config, setting.model)  # each compiles its own programs
+        rows = {name: (name, own) for name in self.weights}
         for eps in self.eps:
             model = dataclasses.replace(setting.model, sde=setting.model.sde.with_smallest_time(eps))
-            rows[f"ema, ε = {eps:g}"] = "ema", model
-        # evaluations by row: each compiles its own programs
-        evaluations = {row: image_terms.from_config(setting.config, model) for row, (_, model) in rows.items()}
-        by_eps = {model.sde.eps: evaluations[row] for row, (_, model) in rows.items()}
+            rows[f"ema, ε = {eps:g}"] = "ema", image_terms.from_config(setting.config, model)
 
         def measure(state: TrainState) -> Rows:
             figures: dict[str, dict[str, float]] = {}
-            for row, (weights, model) in rows.items():
+            for row, (weights, evaluation) in rows.items():
                 run = image_runner(setting, WEIGHTS[weights](state), images)
                 with jax.default_matmul_precision("highest"):
-                    result = bits_per_dim.compute(by_eps[model.sde.eps], run, setting.config.eval)
+                    result = bits_per_dim.compute(evaluation, run, setting.config.eval)
                 figures[row] = {str(name): result[name] for name in ("nll", "nelbo") if name in result}
             return figures
 
@@ -171,6 +169,12 @@ def with_images(measure: Any, setting: Setting) -> tuple[Measure, float]:
     batch = setting.config.eval.batch_size
     count = min(measure.images or np.inf, len(setting.images["test"]))
     return dataclasses.replace(measure, images=batch), max(count / batch, 1.0)
+
+
+def with_samples(measure: Any, setting: Setting) -> tuple[Measure, float]:
+    """Returns a measure on one batch of its samples, and how many batches it takes."""
+    num = min(setting.config.eval.batch_size, measure.num)
+    return dataclasses.replace(measure, num=num), measure.num / num
 
 
 def integrals(x: np.ndarray, y: np.ndarray, split: float) -> tuple[float, float]:
@@ -235,8 +239,7 @@ class Samples:
 
     def smaller(self, setting: Setting) -> tuple[Measure, float]:
         """See `Measure`."""
-        num = min(setting.config.eval.batch_size, self.num)
-        return dataclasses.replace(self, num=num), self.num / num
+        return with_samples(self, setting)
 
     def _distance(self, setting: Setting, extractor: Extractor) -> Callable[[str, Images], dict[str, float]]:
         """Returns a function of a name, under which features are kept unless it is empty, and images."""

@@ -35,11 +35,11 @@ class Trainer:
         self.config, self.images = config, images
         self.step_config, self.model = stepping.from_config(config, mesh), DiffusionModel.from_config(config)
         self._steps = loop.compiled_steps(self.step_config)
-        self._create = jax.jit(self.step_config.create, out_shardings=self.step_config.state_shardings)
+        self._start = loop.compiled_start(self.step_config)
 
     def start(self, seed: int) -> TrainState:
         """Returns the state before the first step."""
-        return self._create(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
+        return self._start(jax.random.key(seed))
 
     def train(self, current: TrainState, seed: int, stop: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Trains up to the step `stop`.

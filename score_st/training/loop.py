@@ -191,8 +191,13 @@ def resume(manager: Any, step_config: TrainStepConfig, key: Key[Array, ""]) -> T
     current = checkpoints.restore(manager, step_config.abstract_state, step_config.mesh)
     if current is not None:
         return current
+    return compiled_start(step_config)(key)
+
+
+def compiled_start(step_config: TrainStepConfig) -> Callable[[Key[Array, ""]], TrainState]:
+    """Returns a function of a run's key: the state before the first step, on the mesh of the train step."""
     create = jax.jit(step_config.create, out_shardings=step_config.state_shardings)
-    return create(jax.random.fold_in(key, 2**31 - 1))
+    return lambda key: create(jax.random.fold_in(key, 2**31 - 1))  # steps fold in their numbers, which are smaller
 
 
 def place(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

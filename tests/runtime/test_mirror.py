@@ -150,7 +150,8 @@ def test_an_outage_is_survived_and_said_once(store, url, capsys):
 
 
 def test_the_folders_of_killed_processes_are_deleted(url):
-    code = f"from score_st.runtime.mirror import Mirror; print(Mirror({url!r}).path); import os; os._exit(9)"
+    make = f"from score_st.runtime.mirror import Mirror; print(Mirror({url!r}).path, flush=True)"
+    code = f"{make}; import os; os._exit(9)"
     killed = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
     assert (killed / mirror.OWNED).exists()
     alive = opened(url)
