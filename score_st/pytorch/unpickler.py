@@ -10,7 +10,7 @@ import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast, no_type_check
 
 import ml_dtypes
 import numpy as np
@@ -177,6 +177,7 @@ REBUILD_ARRAYS: dict[Global, Callable] = {
 STORAGE_TYPES = {Global("torch", name): kind for name, kind in STORAGES.items()}
 
 
+@no_type_check  # tests check the arguments of all other functions; these are called a million times
 class Machine:
     """A stack machine that interprets one pickle.
 
