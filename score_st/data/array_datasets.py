@@ -1,5 +1,6 @@
 """Readers of data sets that fit in memory: `(config, split) -> uint8 [N, H, W, C]`, see `datasets.Dataset`."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ def with_classes(parts: list[np.ndarray], labels: list[Any], paths: list[Path]) 
 
 def read_digits(config: ConfigDict, split: str) -> Images:
     """Reads scikit-learn's handwritten digits, values 0 to 16: a fixed draw of 1,500 to train, 297 to test."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images, order = digits.images.astype(np.uint8)[..., None], np.random.RandomState(0).permutation(len(digits.images))
-    part = order[:1500] if split == "train" else order[1500:]
-    return labeled(images[part], digits.target[part], "scikit-learn's digits")
+    spec = importlib.util.find_spec("sklearn")  # the file alone: the import takes longer than a short run
+    path = Path(str(spec and spec.origin)).parent / "datasets/data/digits.csv.gz"
+    with reading(path):
+        table = np.loadtxt(path, np.uint8, delimiter=",")
+    order = np.random.RandomState(0).permutation(len(table))
+    part = table[order[:1500] if split == "train" else order[1500:]]
+    images = np.ascontiguousarray(part[:, :-1]).reshape(-1, 8, 8, 1)
+    return labeled(images, part[:, -1].astype(int), str(path))
 
 
 def _cifar_batch(path: Path) -> tuple[UInt8[np.ndarray, "N 3072"], Any]:
