@@ -20,6 +20,7 @@ OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a worker has it fro
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_st_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that a test starts compiles the package
 # more than half a minute each
 LONG = "diffusion/test_samplers evaluation/test_bits_per_dim runtime/test_distributed test_buckets training/test_step"
 LONG += " pytorch/test_checkpoint evaluation/test_generation training/test_loop diffusion/test_likelihood"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 from support.gaussian import SDES, Gaussian
-from support.environment import OPTIMIZED
 from support.official import FIXTURES, OfficialRVE, OfficialVP, family, nhwc
 
 from score_st import config
@@ -112,7 +111,7 @@ def test_official_nll():
     eps = jnp.full(1, diffusion.eps)
     mean, std = diffusion.marginal(x, eps)
     solver = probability_flow.Solver(7e-5, 7e-5, method="Bosh3")
-    run = jax.jit(lambda x: likelihood.nll(function, model.sde, x, probe[:, None], solver), compiler_options=OPTIMIZED)
+    run = jax.jit(lambda x: likelihood.nll(function, model.sde, x, probe[:, None], solver))
     result = run(mean + expand(std, x) * z)
     nats = result.total + losses.reconstruction(function, diffusion, x, eps, z_rec)
     assert bool(result.reached.all())
