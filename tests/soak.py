@@ -125,11 +125,10 @@ class Soak:
     def full(self) -> tuple[str, int, set[int]]:
         pid, filler, left = self.start(), self.mounted / "filler", self.draw.choice([0, 2**12, 2**16])
         code = self.delayed(pid)
-        with filler.open("wb") as file:
+        with filler.open("wb", buffering=0) as file:  # what does not fit would be written again at the end
             try:
                 while True:
                     file.write(bytes(2**14))
-                    file.flush()
             except OSError:
                 os.truncate(filler, max(filler.stat().st_size - left, 0))
         if code is None and (code := wait(pid, 60)) is None:
