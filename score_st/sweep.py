@@ -54,7 +54,20 @@ def parser() -> cli.Parser:
     weights.add_options(parser)
     option = parser.add_argument_group("samplers").add_argument
     option("--samplers", default=SAMPLERS, metavar="A,B@GRID", help=f"default {SAMPLERS}")
-    option("--nfe", default="10,20,50,100,1000", help="network evaluations (default 10,20,50,100,1000)")
+    option(
+        "--nfe",
+        type=cli.each_within(ranges.COUNT),
+        default="10,20,50,100,1000",
+        metavar="A,B",
+        help="network evaluations (default 10,20,50,100,1000)",
+    )
+    option(
+        "--tolerances",
+        type=cli.each_within(ranges.TOLERANCE),
+        default="1e-1,1e-2,1e-3,1e-4,1e-5",
+        metavar="A,B",
+        help="of ode, in place of evaluations (default 1e-1,1e-2,1e-3,1e-4,1e-5)",
+    )
     option = parser.add_argument_group("distance").add_argument
     option("--features", choices=EXTRACTORS, default="inception", help="default inception")
     option(
@@ -101,16 +114,10 @@ def over_weights(
 def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     """Runs the command on the devices of a mesh, by default on all."""
     config, workdir, mesh = arguments.config, arguments.workdir, mesh or sharding.mesh()
-    try:
-        counts = [int(n) for n in arguments.nfe.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ConfigError(f"--nfe {arguments.nfe}: should be whole numbers above 0, as in 10,20")
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size, "the number of devices")
     model, extractor = DiffusionModel.from_config(config), EXTRACTORS[arguments.features]
     names = arguments.ema.split(",")
-    build = functools.partial(sampler_sweep.variants, config, arguments.samplers.split(","), counts)
+    build = functools.partial(sampler_sweep.variants, config, arguments.samplers.split(","), arguments.nfe)
     if len(names) > 1:
         if arguments.guide or arguments.expert:
             raise ConfigError(f"--ema {arguments.ema}: several weights take one model; leave out --guide and --expert")
@@ -122,7 +129,7 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
         stored_weights.check(workdir, arguments.step, names)
     else:
         chosen = weights.from_arguments(arguments, config, model, mesh)
-        variants = build(networks=stages.evaluations(chosen.model.score(chosen.params)))
+        variants = build(arguments.tolerances, stages.evaluations(chosen.model.score(chosen.params)))
     params, _ = extractor.weights(arguments.weights and str(arguments.weights))
     network = extractor.network(extractor.resizing)
     features = Features.on_devices(network, params, mesh, config.eval.batch_size)

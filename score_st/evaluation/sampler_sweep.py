@@ -21,7 +21,6 @@ from score_st.model import DiffusionModel
 from score_st.runtime import progress
 from score_st.runtime.resumable import JsonLines
 
-TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the adaptive solver, whose evaluations can't be chosen
 PICTURES = 4  # images of a point that are kept
 
 Points = dict[str, list[dict[str, Any]]]
@@ -127,10 +126,13 @@ def variants(
     config: ConfigDict,
     names: Iterable[str],
     counts: Iterable[int],
-    tolerances: Iterable[float] = TOLERANCES,
+    tolerances: Iterable[float],
     networks: int = 1,
 ) -> dict[tuple[str, float], ConfigDict]:
-    """Returns the configurations of a sweep by sampler and evaluations, or for the ODE the tolerance."""
+    """Returns the configurations of a sweep by sampler and evaluations.
+
+    For the adaptive solver, whose evaluations can't be chosen, they are by sampler and tolerance.
+    """
     values = {name: tolerances if name == "ode" else counts for name in names}
     return {(name, nfe): with_evaluations(config, name, nfe, networks) for name in values for nfe in values[name]}
 

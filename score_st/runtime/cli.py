@@ -91,6 +91,11 @@ def within(range: Number) -> Callable[[str], Any]:
     return number
 
 
+def each_within(range: Number) -> Callable[[str], list[Any]]:
+    """Returns the type, for argparse, of numbers in a range, with commas between them."""
+    return lambda text: [within(range)(part) for part in text.split(",")]
+
+
 def parser(
     command: str,
     description: str,

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from support.commands import refused
 from support.runs import DIGITS, SETTINGS
 
 from score_st import config, sample, sweep
@@ -81,5 +82,21 @@ def test_command(workdir, arguments, one_device):
     assert point["nfe"] == 4 and np.isfinite(point["distance"])
     for name in ("samplers.png", "samplers_images.png"):
         assert (workdir / "eval" / name).stat().st_size > 500
-    with pytest.raises(config.ConfigError, match="should be whole numbers"):
-        sweep.main([*argv, "--nfe", "ten"], one_device)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--nfe", "10,ten"], "argument --nfe: ten: should be a whole number"),
+        (["--nfe", "0"], "argument --nfe: 0: should be 1 or more"),
+        (["--tolerances", "1e-3,"], "argument --tolerances: : should be a number"),
+        (["--tolerances", "0"], "argument --tolerances: 0: should be above 0"),
+    ],
+)
+def test_numbers_that_are_none(arguments, capsys, option, message):
+    assert message in refused(capsys, sweep.main, arguments(*option))
+
+
+def test_numbers_of_the_samplers():
+    parse = lambda *options: sweep.parser().parse_args(["--config", DIGITS, "--workdir", "runs/a", *options])
+    assert parse("--tolerances", "1e-5,0.5").tolerances == [1e-5, 0.5] and parse("--nfe", "7").nfe == [7]
