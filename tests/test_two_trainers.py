@@ -62,14 +62,17 @@ def test_killed_and_started_at_once(environment, uninterrupted, tmp_path):
     same(tmp_path, uninterrupted)
 
 
-def test_stopped_taken_over_and_continued(environment, uninterrupted, tmp_path):
-    """The one that was stopped ends with 2 and has written nothing more."""
-    short = "--config.storage.lease=1.5"
+@pytest.mark.parametrize("lease", [1.5, pytest.param(30.0, marks=pytest.mark.slow)])
+def test_stopped_taken_over_and_continued(environment, uninterrupted, tmp_path, lease):
+    """The one that was stopped, for twice the lease, ends with 2 and has written nothing more."""
+    short = f"--config.storage.lease={lease}"
     stopped = start(environment, *TRAIN, "--workdir", tmp_path, LONG, short)
     await_step(stopped, tmp_path, 15)
     stopped.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
     code, output = ended(start(environment, *TRAIN, "--workdir", tmp_path, short, "--config.training.n_iters=40"))
     assert code == 0, output
+    time.sleep(max(began + 2 * lease - time.monotonic(), 0))
     second = start(environment, *TRAIN, "--workdir", tmp_path, short)
     await_step(second, tmp_path, 45)
     stopped.send_signal(signal.SIGCONT)
