@@ -24,11 +24,6 @@ TRAINING = "training"  # what is said of training itself is stored like a measur
 CLIP = 1.0  # the official norm to which gradients are clipped
 
 
-def fields_of(measure: Any) -> dict[str, Any]:
-    """Returns the fields of a measure by name."""
-    return dataclasses.asdict(measure)
-
-
 class Results:
     """The results of a cell: a line of JSON for each seed, step and measure."""
 
@@ -41,7 +36,8 @@ class Results:
           writes: whether this process adds to them.
         """
         self.cell, self.folder = cell, out / cell.name
-        described: dict[str, Any] = {TRAINING: {}} | {m.name: fields_of(m) for m in cell.measures}
+        measures: Sequence[Any] = cell.measures  # dataclasses
+        described: dict[str, Any] = {TRAINING: {}} | {m.name: dataclasses.asdict(m) for m in measures}
         self.lines = {
             name: resumable.JsonLines(
                 self.folder / "results.jsonl", {"config": cell.changes, "measure": {"name": name} | fields}, writes
