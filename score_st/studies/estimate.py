@@ -73,6 +73,8 @@ def show(cells: Sequence[Cell], out: Path, mesh: Mesh) -> None:
     for cell in cells:
         done = sum(results[cell.name].is_complete(seed) for seed in range(cell.seeds))
         if done < cell.seeds and not known[kind(cell)]:
+            if not progress.quiet:
+                print(f"{cell.name}: a trial of {STEPS} steps and a small part of each measure", flush=True)
             known[kind(cell)] = [seconds_of_a_seed(cell, mesh)]
         left = (cell.seeds - done) * float(np.mean(known[kind(cell)] or [0.0]))
         total += left
