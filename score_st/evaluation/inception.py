@@ -32,11 +32,15 @@ RESIZINGS = {
 
 
 def resize_matrix(name: str, old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Returns the weights of one axis in float64; borders are repeated, or cut off with the cubic kernel."""
+    """Returns the weights of one axis in float64; borders are repeated, or cut off with the cubic kernel.
+
+    TensorFlow and PyTorch round positions to float32, once, which for 320 pixels moves values by 0.01 of 255.
+    """
     kernel, areas, antialias, *_ = RESIZINGS[name]
-    scale = old / new
-    at = (np.arange(new) + 0.5) * scale - 0.5 if areas else np.arange(new) * scale
-    width = max(scale, 1.0) if antialias else 1.0
+    precision = np.float32 if kernel == "bilinear" else np.float64
+    scale = float(precision(old / new))
+    at = ((np.arange(new) + 0.5) * scale - 0.5 if areas else np.arange(new) * scale).astype(precision)
+    width = max(old / new, 1.0) if antialias else 1.0
     if kernel == "bilinear":
         at = np.clip(at, 0, old - 1)
     weights = KERNELS[kernel][1](np.abs(np.arange(old) - at[:, None]) / width)

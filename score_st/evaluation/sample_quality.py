@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
 from score_st.reporting import pictures
 from score_st.runtime import cli, mirror, numpy_files, places, sharding
-from score_st.runtime.workdir import check_same, write_text
+from score_st.runtime.replacing import replacing
+from score_st.runtime.workdir import check_same, check_writable, write_text
 
 LEAST = 10  # images
 OF_IMAGES = ("data.image_size", "data.num_channels", "data.num_levels")  # keys that must be those of the run
@@ -44,6 +46,7 @@ class Request:
       resize: how images are resized for it; by default in its own way.
       weights: its file of weights; by default the installed one.
       repeats: into how many disjoint sets the samples are divided, for the spread of the FID.
+      statistics: an npz to write with the reference's statistics.
     """
 
     metrics: tuple[str, ...]
@@ -53,9 +56,23 @@ class Request:
     resize: str | None = None
     weights: str | None = None
     repeats: int = 1
+    statistics: Path | None = None
+
+    @property
+    def resizing(self) -> str:
+        """How images are resized."""
+        return self.resize or self.extractor.resizing
+
+    @property
+    def keep(self) -> list[str]:
+        """The outputs that samples and reference keep for all images."""
+        return ["features"] if PER_IMAGE.intersection(self.metrics) else []
 
     def check(self) -> None:
-        """Raises ConfigError for a metric that is unknown or needs other features, or for repeats without FID."""
+        """Raises ConfigError for a metric that is unknown or needs other features, or for an option without its use.
+
+        Repeats are for FID; statistics are of a reference, and go to a file that can be written.
+        """
         known = [metric for metric in METRICS if metric != "is" or self.extractor.classifies]
         if unknown := [metric for metric in self.metrics if metric not in known]:
             with_features = f"with --features {self.extractor.name}; choose from {', '.join(known)}"
@@ -64,6 +81,12 @@ class Request:
             raise ConfigError(f"--resize {self.resize}: {self.extractor.name} resizes images itself; leave it out")
         if self.repeats > 1 and "fid" not in self.metrics:
             raise ConfigError(f"--repeats {self.repeats}: divides the samples for fid, which --metrics lacks")
+        if self.statistics:
+            if self.metrics == ("is",):
+                raise ConfigError(f"--statistics {self.statistics}: are the reference's, which --metrics is has not")
+            if self.statistics.suffix != ".npz" or self.statistics.is_dir():
+                raise ConfigError(f"--statistics {self.statistics}: should be a file that ends in .npz")
+            check_writable(self.statistics.parent, "name another file with --statistics")
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None = None) -> None:
@@ -94,6 +117,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, metrics: str | None
     option("--features", type=extractors.known_name, default="inception", metavar="NAME", help=about)
     about = "FID of each of N disjoint, equal sets of the samples: their mean and standard deviation"
     option("--repeats", type=cli.within(ranges.COUNT), default=1, metavar="N", help=about)
+    about = "also write mu and sigma of the reference's features, as pytorch-fid and clean-fid read them"
+    option("--statistics", type=places.file, metavar="FILE.npz", help=about)
     option("--resize", choices=inception.RESIZINGS, help="by default tf1 for inception, clean for efficientnet-lite0")
     option(
         "--weights",
@@ -109,7 +134,9 @@ def from_arguments(arguments: argparse.Namespace, mesh: Mesh, show: Callable[[di
     extractor = extractors.choose(arguments.features, (data.image_size, data.image_size, data.num_channels))
     paths = arguments.samples, arguments.reference, arguments.weights
     samples, reference, weights = (None if path is None else str(path) for path in paths)
-    request = Request(metrics, samples, reference, extractor, arguments.resize, weights, arguments.repeats)
+    request = Request(
+        metrics, samples, reference, extractor, arguments.resize, weights, arguments.repeats, arguments.statistics
+    )
     return evaluate(arguments.config, arguments.workdir, request, mesh, show)
 
 
@@ -255,20 +282,17 @@ def compute(
       request: names the metrics.
       features: of images.
       images: the samples.
-      reference: what `read_reference` returns.
+      reference: what `read_reference` returns, with the features of its images.
     """
     metrics, figures = request.metrics, dict[str, tuple[float, float | None]]()
-    keep = ["features"] if PER_IMAGE.intersection(metrics) else []
     sets, count = list[dict[str, np.ndarray]](), len(images) // request.repeats
     for number in range(request.repeats):
         part = images if request.repeats == 1 else sample_files.Part(images, number * count, count)
         label = f"features of set {number + 1} of {request.repeats}" if request.repeats > 1 else "features of samples"
-        sets.append(features(part, label, keep + ["logits"] * ("is" in metrics)))
+        sets.append(features(part, label, request.keep + ["logits"] * ("is" in metrics)))
     samples = {
         name: np.concatenate([part[name] for part in sets]) for name in ("features", "logits") if name in sets[0]
     }
-    if "images" in reference:
-        reference = features(reference["images"], "features of reference", keep)
     if "fid" in metrics:
         known = reference["mean"], reference["covariance"]
         values = [distances.frechet(part["mean"], part["covariance"], *known) for part in sets]
@@ -281,6 +305,40 @@ def compute(
     if "is" in metrics:
         figures["is"] = distances.inception_score(samples["logits"])
     return figures
+
+
+def describe(
+    request: Request, values: dict[str, tuple[float, float | None]], samples: int, reference: str | None
+) -> dict[str, dict[str, Any]]:
+    """Returns the figures by the names that say of which features they are.
+
+    Args:
+      request: what was computed.
+      values: what `compute` returns.
+      samples: how many there are.
+      reference: its description.
+    """
+    extractor, repeats = request.extractor, request.repeats
+    about = {"features": extractor.name, "resizing": request.resizing, "samples": samples}
+    of_sets = {"samples": samples // repeats, "sets": repeats} if repeats > 1 else {}
+    return {
+        extractor.figure(name): {
+            "value": value,
+            "std": std,
+            **about,
+            **(of_sets if name == "fid" else {}),
+            "reference": None if name == "is" else reference,
+        }
+        for name, (value, std) in values.items()
+    }
+
+
+def write_statistics(path: Path, reference: dict[str, Any]) -> None:
+    """Writes `mu` [D] and the unbiased `sigma` [D, D], in float64, of a reference's features as an npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, f".{os.getpid()}") as temporary, temporary.open("wb") as file:
+        np.savez(file, mu=reference["mean"], sigma=reference["covariance"])
+    print(f"wrote {mirror.shown(path)}: mu and sigma of the reference")
 
 
 def append(path: Path, result: dict[str, Any]) -> None:
@@ -318,7 +376,6 @@ def evaluate(
     """
     request.check()
     extractor, batch_size = request.extractor, config.eval.batch_size
-    resizing = request.resize or extractor.resizing
     sharding.check_divisible("eval.batch_size", batch_size, mesh.size, "the number of devices")
     keys = OF_IMAGES if request.reference else OF_IMAGES + OF_REFERENCE
     check_same(workdir, config, lambda key: key in keys)
@@ -331,24 +388,17 @@ def evaluate(
     sums = {"samples_crc32": provenance.checksum(images), "reference_crc32": provenance.checksum(reference)}
     params, digest = extractor.weights(request.weights)
     with jax.default_matmul_precision("highest"):
-        features = features or Features.on_devices(extractor.network(resizing), params, mesh, batch_size)
+        features = features or Features.on_devices(extractor.network(request.resizing), params, mesh, batch_size)
+        if "images" in reference:
+            reference |= features(reference["images"], "features of reference", request.keep)
         values = compute(request, features, images, reference)
-    about: dict[str, Any] = {"features": extractor.name, "resizing": resizing, "samples": len(images)}
-    of_sets = {"samples": len(images) // request.repeats, "sets": request.repeats} if request.repeats > 1 else {}
-    figures = {
-        extractor.figure(name): {
-            "value": value,
-            "std": std,
-            **about,
-            **(of_sets if name == "fid" else {}),
-            "reference": None if name == "is" else description,
-        }
-        for name, (value, std) in values.items()
-    }
+    figures = describe(request, values, len(images), description)
     sources = {"samples": mirror.shown(path), "weights": extractor.file, "weights_sha256": digest}
     result = {"figures": figures, **sums, **sources, "config": config.to_dict(), **provenance.software()}
     if jax.process_index() == 0:
         write_text(workdir / "eval/quality.json", strict_json.dumps(result, indent=2) + "\n")
         append(workdir / "eval/quality.jsonl", result)
         show(result, extractor.dimension)
+        if request.statistics:
+            write_statistics(request.statistics, reference)
     return result

@@ -141,6 +141,8 @@ def test_impossible_requests(folder, monkeypatch, capsys):
         (["fid", "--samples", folder / "none.zip"], "none.zip: can't be read ([Errno 2] No such file"),
         (["fid", "--repeats", "6"], "9 images are too few; it takes at least 10"),
         (["kid", "--repeats", "2"], "--repeats 2: divides the samples for fid, which --metrics lacks"),
+        (["is", "--statistics", path("new")], "new.npz: are the reference's, which --metrics is has not"),
+        (["fid", "--statistics", folder / "new"], "new: should be a file that ends in .npz"),
         (["fid", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
         (["fid", "--weights", folder / "none.pth"], "can't be read"),
         (["fid", "--weights", path("text")], "not a file of torch.save"),
@@ -226,11 +228,18 @@ def test_files_of_every_kind_and_a_network_of_the_users(folder, one_device, monk
     lines = (folder / "eval/quality.jsonl").read_text().splitlines()
     assert [json.loads(line)["figures"] for line in lines] == [result["figures"] for result in results]
     assert json.loads((folder / "eval/quality.json").read_text())["figures"] == results[2]["figures"]
-    run(one_device, folder, "fid,kid", *argv, folder / "others.npz", "--samples", folder / "pictures.zip")
+    more = ["--samples", folder / "pictures.zip", "--statistics", folder / "new/statistics.npz"]
+    run(one_device, folder, "fid,kid", *argv, folder / "others.npz", *more)
     for words in (["--resize", "tf1"], ["--weights", folder / "own_features.py"]):
         with pytest.raises(config.ConfigError, match="network (resizes images itself|brings its own); leave"):
             run(one_device, folder, "fid", *argv, folder / "others.npz", *words)
     assert len((folder / "eval/quality.jsonl").read_text().splitlines()) == 3  # the same again
+    with np.load(folder / "new/statistics.npz") as written:
+        assert sorted(written) == ["mu", "sigma"] and {written[key].dtype for key in written} == {np.dtype(float)}
+        for actual, wanted in zip((written["mu"], written["sigma"]), moments(features[1]), strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+    again = run(one_device, folder, "fid", *argv, folder / "new/statistics.npz", "--samples", folder / "shards")
+    assert again["figures"][name]["value"] == first[name]["value"]
 
 
 def request(**options) -> sample_quality.Request:
