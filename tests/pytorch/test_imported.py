@@ -148,6 +148,31 @@ def test_the_range_of_the_noise_is_in_the_file_of_the_scheduler(tmp_path):
     assert not settings.model.center_input and settings.model.diffusers_groups
 
 
+def test_the_steps_are_in_the_file_of_the_scheduler(tmp_path):
+    """ε is the time of the first step; diffusers' names of the variance, by which the discrete bound is."""
+    path = foreign.write_diffusers(tmp_path / "ddpm", "ddpm")
+    network = diffusers.read(path)
+    without = imported.configuration(network, {})
+    assert "1,000 steps" in network.notes[0] and without.eval.nelbo_discrete_iter == 1
+    scheduler = path / "scheduler_config.json"
+    for variance, ours in {"fixed_small": "posterior", "fixed_large": "beta"}.items():
+        usual = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "variance_type": variance}
+        scheduler.write_text(json.dumps(usual | {"prediction_type": "epsilon", "num_train_timesteps": 1000}))
+        network = diffusers.read(path)
+        settings = imported.configuration(network, {"eval.nelbo_discrete_variance": "posterior"})
+        assert settings == without and not network.notes
+        assert network.settings["eval.nelbo_discrete_variance"] == ours
+    scheduler.write_text(json.dumps({"num_train_timesteps": 50, "beta_start": 1e-3, "beta_end": 0.05}))
+    settings = imported.configuration(diffusers.read(path), {})
+    sde = DiffusionModel.from_config(settings).sde
+    np.testing.assert_allclose(float(sde.sigma(jnp.float32(sde.eps))) ** 2, 1e-3, rtol=1e-4)
+    assert (settings.model.num_scales, settings.model.beta_max) == (50, 2.5)
+    for wrong in ({"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}, {"beta_end": "0.02"}):
+        scheduler.write_text(json.dumps(wrong))
+        with pytest.raises(config.ConfigError, match="scheduler_config.json: .*(can be converted|should be)"):
+            diffusers.read(path)
+
+
 UNFIT = {
     "is of a UNet2DConditionModel": dict(_class_name="UNet2DConditionModel"),
     "attention_head_dim=8: only None": dict(attention_head_dim=8),
