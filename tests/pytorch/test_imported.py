@@ -88,13 +88,14 @@ def test_diffusers_itself(tmp_path, kind):
     torch, package = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     options = foreign.NETWORKS[kind]["options"]
     network = package.UNet2DModel(**{key: value for key, value in options.items() if not key.startswith("_")})
-    levels = np.array([12.25, 700.0]) if kind == "ddpm" else np.array([0.5, 10.0])
+    levels = np.array([12.25, 700.0] if kind == "ddpm" else [0.5, 10.0], np.float32)
     x = np.random.default_rng(0).normal(size=(2, 2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(foreign.drawn(name, list(parameter.shape))))
         pairs = zip(x, levels, strict=True)
-        output = [network(torch.from_numpy(images), float(level)).sample.numpy() for images, level in pairs]
+        # a number that is no tensor would become a whole one
+        output = [network(torch.from_numpy(images), torch.tensor(level)).sample.numpy() for images, level in pairs]
     network.save_pretrained(tmp_path / "network", safe_serialization=False)
     golden = {"x": x, "output": np.stack(output), "rounding": np.zeros(2)}
     golden["timestep" if kind == "ddpm" else "sigma"] = levels
