@@ -57,7 +57,7 @@ def write_records(path: Path, records: list[bytes]) -> None:
 
 
 def example(content: bytes, kind: int, label: bytes, name: bytes = b"label") -> bytes:
-    """A tf.train.Example as TensorFlow Datasets writes it; `label` is a list of bytes (1), floats (2) or integers (3)."""
+    """A tf.train.Example of TensorFlow Datasets; the label's kind is 1 (bytes), 2 (floats) or 3 (integers)."""
     image = field(1, b"image") + field(2, field(1, field(1, content)))
     return field(1, field(1, field(1, name) + field(2, field(kind, label))) + field(1, image))
 
