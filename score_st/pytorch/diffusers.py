@@ -145,8 +145,11 @@ def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if options.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{key}={str(options[key])[:40]}: only {allowed[0]} can be converted")
     downs, ups, channels = (options[key] for key in ("down_block_types", "up_block_types", "block_out_channels"))
-    if not all(isinstance(value, tuple) for value in (downs, ups, channels)):
-        raise ConfigError("down_block_types, up_block_types and block_out_channels should be lists")
+    lists = all(isinstance(value, tuple) for value in (downs, ups, channels))
+    if not lists or not all(isinstance(kind, str) for kind in (*downs, *ups)):
+        raise ConfigError(
+            "down_block_types, up_block_types and block_out_channels should be lists, the first two of names"
+        )
     fits = lambda family: set(downs) <= set(BLOCKS[family][0]) and set(ups) <= set(BLOCKS[family][1])
     family = next(filter(fits, BLOCKS), "")
     if not family or not len(downs) == len(ups) == len(channels) > 0:

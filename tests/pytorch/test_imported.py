@@ -179,6 +179,7 @@ UNFIT = {
     "attention_head_dim=8: only None": dict(attention_head_dim=8),
     "norm_eps=1e-05: only 1e-06": dict(norm_eps=1e-5),
     "the option surprise, which is unknown": dict(surprise=1),
+    "should be lists, the first two of names": dict(down_block_types=[{}, "DownBlock2D"]),
     "blocks of the kinds ResnetDownsampleBlock2D": dict(down_block_types=["ResnetDownsampleBlock2D"] * 2),
     "should be at the sizes that have it": dict(up_block_types=["UpBlock2D", "AttnUpBlock2D"]),
     "freq_shift=0: a DDPM network should have 1": dict(freq_shift=0),
