@@ -139,8 +139,15 @@ def _read_options(path: Path) -> dict[str, Any]:
     return options
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**53) < value < 2**53
+
+
 def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The family, and our keys."""
+    for key, default in DEFAULTS.items():
+        if _is_number(default) and not (options[key] is None or _is_number(options[key])):
+            raise ConfigError(f"{key}={str(options[key])[:40]}: should be a number")
     for key, allowed in FIXED.items():
         if options.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{key}={str(options[key])[:40]}: only {allowed[0]} can be converted")
@@ -162,7 +169,7 @@ def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     attends = [kind == BLOCKS[family][0][1] for kind in downs]
     if attends != [kind == BLOCKS[family][1][1] for kind in ups][::-1]:
         raise ConfigError("attention on the way up should be at the sizes that have it on the way down")
-    if family == NCSNPP and not math.isclose(options["mid_block_scale_factor"], math.sqrt(2), rel_tol=1e-6):
+    if family == NCSNPP and not math.isclose(options["mid_block_scale_factor"] or 0, math.sqrt(2), rel_tol=1e-6):
         raise ConfigError("mid_block_scale_factor should be √2")
     size, nf = options["sample_size"], channels[0]
     numbers = [size, options["in_channels"], options["layers_per_block"], *channels]
@@ -198,7 +205,7 @@ def _steps_of_scheduler(content: dict[str, Any]) -> dict[str, Any]:
         if content.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{SCHEDULER}: {key}={str(content[key])[:40]}: only {allowed[0]} can be converted")
     n, first, last = (content.get(key, value) for key, value in BETAS.items())
-    numbers = all(isinstance(value, int | float) and value > 0 for value in (n, first, last))
+    numbers = all(_is_number(value) and value > 0 for value in (n, first, last))
     if not (numbers and type(n) is int and n > 1 and first <= last < 1):
         raise ConfigError(
             f"{SCHEDULER}: {', '.join(BETAS)} should be steps and variances of them, are {n}, {first}, {last}"

@@ -168,7 +168,12 @@ def test_the_steps_are_in_the_file_of_the_scheduler(tmp_path):
     sde = DiffusionModel.from_config(settings).sde
     np.testing.assert_allclose(float(sde.sigma(jnp.float32(sde.eps))) ** 2, 1e-3, rtol=1e-4)
     assert (settings.model.num_scales, settings.model.beta_max) == (50, 2.5)
-    for wrong in ({"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "v_prediction"}, {"beta_end": "0.02"}):
+    for wrong in (
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"prediction_type": "v_prediction"},
+        {"beta_end": "0.02"},
+        {"num_train_timesteps": 10**400},
+    ):
         scheduler.write_text(json.dumps(wrong))
         with pytest.raises(config.ConfigError, match="scheduler_config.json: .*(can be converted|should be)"):
             diffusers.read(path)
@@ -180,6 +185,9 @@ UNFIT = {
     "norm_eps=1e-05: only 1e-06": dict(norm_eps=1e-5),
     "the option surprise, which is unknown": dict(surprise=1),
     "should be lists, the first two of names": dict(down_block_types=[{}, "DownBlock2D"]),
+    "mid_block_scale_factor=(1,): should be a number": dict(mid_block_scale_factor=[1]),
+    "layers_per_block=True: should be a number": dict(layers_per_block=True),
+    "dropout=1000000000000000000000000000000000000000: should be a number": dict(dropout=10**400),
     "blocks of the kinds ResnetDownsampleBlock2D": dict(down_block_types=["ResnetDownsampleBlock2D"] * 2),
     "should be at the sizes that have it": dict(up_block_types=["UpBlock2D", "AttnUpBlock2D"]),
     "freq_shift=0: a DDPM network should have 1": dict(freq_shift=0),
