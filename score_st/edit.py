@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from score_st import ranges, weights
 from score_st.config import ConfigError
 from score_st.data import pipeline
+from score_st.data.labels import labels_of
 from score_st.evaluation import editing, generation
 from score_st.model import DiffusionModel
 from score_st.reporting import image_grid
@@ -57,7 +58,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     if task == "colourise" and config.data.num_channels != 3:
         raise ConfigError(f"--task colourise: {config.data.dataset} has {config.data.num_channels} channels, not 3")
     model = DiffusionModel.from_config(config)
-    images = pipeline.load(config, "test")[: arguments.num]
+    loaded = pipeline.load(config, "test")
+    images, labels = loaded[: arguments.num], labels_of(loaded)
     check_writable((arguments.out or arguments.workdir / "edit").parent, "--out names another file")
     chosen = weights.from_arguments(arguments, config, model, mesh)
     model, params = chosen.model, chosen.params
@@ -65,7 +67,8 @@ def main(arguments: argparse.Namespace, mesh: Mesh | None = None) -> None:
     if task == "interpolate":
         rows = editing.interpolate(config, model, params, x)
     else:
-        rows = editing.complete(config, model, params, x, arguments.seed, task == "colourise")
+        classes = None if labels is None else jnp.asarray(labels[: arguments.num])
+        rows = editing.complete(config, model, params, x, arguments.seed, task == "colourise", classes)
     path = arguments.out or chosen.folder(arguments.workdir / "edit") / f"{task}.png"
     pixels = np.asarray(model.scaler.inverse(rows))
     if jax.process_index() == 0:

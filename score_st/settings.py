@@ -133,6 +133,8 @@ EVAL: Section = dict(
     lambda_=(0.0, NOT_NEGATIVE, "which reverse SDE: 0: the probability flow, and λ = 1 for the NELBO"),
     nll_iter=(1, COUNT_OR_0, "passes over the test set for the NLL, each with new noise; 0: no NLL"),
     nelbo_iter=(1, COUNT_OR_0, "passes over the test set for the NELBO, one time per image; 0: no NELBO"),
+    nelbo_discrete_iter=(0, COUNT_OR_0, "ours: passes for DDPM's bound by model.num_scales steps; 0: not this bound"),
+    nelbo_discrete_variance=("posterior", ENTRY, "ours: of DDPM's steps: posterior (1 - ᾱ')/(1 - ᾱ) β, or beta"),
     rtol=(1e-5, TOLERANCE, "ours: relative tolerance of the solver"),
     atol=(1e-5, TOLERANCE, "ours: absolute tolerance of the solver"),
     hutchinson_type=("Rademacher", ENTRY, "ours: or Gaussian"),

@@ -17,10 +17,10 @@ from score_st.data.files import (
     SPLIT_NAMES,
     choose_splits,
     container_files,
-    folder_of,
     held_out,
     image_files,
     is_picture,
+    name_of_split,
     note,
     note_ignored,
     read_bytes,
@@ -79,13 +79,14 @@ class _Zip:
         names = [name.removeprefix(start) for name in self.names if name.startswith(start)]
         return dataclasses.replace(self, prefix=self.prefix + start, names=names)
 
-    def splits(self) -> dict[str, "_Zip"]:
-        """Returns the folders of the splits, if it has them."""
+    def splits(self) -> tuple[dict[str, "_Zip"], bool]:
+        """Returns the folders of the splits, if it has them, and whether there is one of each."""
         used = choose_splits(self.path, self.folders())
         if not used:
-            return {}
+            return {}, False
         note_ignored(self.path, self.folders(), list(used.values()))
-        return {split: self.below(folder_of(self.path, used, split)) for split in SPLIT_NAMES}
+        names = {split: name_of_split(self.path, used, split)[0] for split in SPLIT_NAMES}
+        return {split: self.below(name) for split, name in names.items()}, "test" in used
 
     def labels(self, classes: list[str]) -> Int[np.ndarray, " N"] | None:
         """Returns those of the pictures, see `labels.labels_of_files`."""
@@ -113,8 +114,9 @@ def read_zip(config: ConfigDict, split: str) -> LazyImages:
     opened = {path: _Zip.open(path) for paths, _ in by_split.values() for path in paths}
     zips, own = [opened[path] for path in by_split[split][0]], by_split[split][1]
     folders = [name for part in opened.values() for name in part.folders()]
-    if len(opened) == 1 and (splits := zips[0].splits()):
-        zips, own, folders = [splits[split]], True, [name for part in splits.values() for name in part.folders()]
+    splits, both = zips[0].splits() if len(opened) == 1 else ({}, False)
+    if splits:
+        zips, own, folders = [splits[split]], both, [name for part in splits.values() for name in part.folders()]
     labels = joined([part.labels(classes_of(folders)) for part in zips], [len(part.names) for part in zips])
     entries = [(part, name) for part in zips for name in part.names]
     numbers = np.arange(len(entries)) if own or not entries else held_out(len(entries), split)

@@ -116,7 +116,7 @@ def is_picture(name: str) -> bool:
     return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in known
 
 
-def choose_splits(root: Path, folders: list[str]) -> dict[str, str]:
+def choose_splits(root: str | Path, folders: list[str]) -> dict[str, str]:
     """Returns the names of the splits among those of folders, by "train" and "test", whatever their case.
 
     The first of the names in SPLIT_NAMES is taken.
@@ -135,18 +135,24 @@ def choose_splits(root: Path, folders: list[str]) -> dict[str, str]:
     return {split: keys[0] for split, keys in found.items() if keys}
 
 
-def note_ignored(root: Path, names: list[str], used: list[str]) -> None:
+def note_ignored(root: str | Path, names: list[str], used: list[str]) -> None:
     """Says which of the names that are not hidden are not used."""
     if beside := [name for name in sorted(set(names) - set(used)) if not name.startswith(".")]:
         more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
         note(f"{root}: ignored {', '.join(beside[:3])}{more} beside {' and '.join(used)}")
 
 
-def folder_of(root: Path, splits: dict[str, str], split: str) -> str:
-    """Returns the folder of a split, "" if there are no `splits`; raises MissingFiles if there is only the other."""
-    if splits and split not in splits:
-        raise MissingFiles(f"{root}: has {' and '.join(splits.values())}, but no {' or '.join(SPLIT_NAMES[split])}")
-    return splits.get(split, "")
+def name_of_split(root: str | Path, splits: dict[str, str], split: str) -> tuple[str, bool]:
+    """Returns the name that a split has among those of `choose_splits`, and whether it is of this split alone.
+
+    If not, the test set is to be held out: the name is "" where there are none, and that of "train" where it is alone.
+
+    Raises:
+      MissingFiles: there is only "test".
+    """
+    if splits and "train" not in splits:
+        raise MissingFiles(f"{root}: has {splits['test']}, but no train")
+    return splits.get(split, splits.get("train", "")), "test" in splits
 
 
 def split_folders(root: Path) -> dict[str, str]:
@@ -165,7 +171,7 @@ def subfolders(root: Path) -> list[str]:
         return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def files_of_split(root: Path, names: list[str], split: str) -> tuple[list[str], bool]:
+def files_of_split(root: str | Path, names: list[str], split: str) -> tuple[list[str], bool]:
     """Returns the files of a split, by a word of their own names or else of their folders, from the inside out.
 
     Words are separated by anything but letters, in any case: train-00000-of-00002, cifar10_test, default/train/0000.
@@ -176,8 +182,10 @@ def files_of_split(root: Path, names: list[str], split: str) -> tuple[list[str],
       split: "train" or "test".
 
     Returns:
-      Its files, and whether they are those of this split alone. If not, the test set is to be held out: files that
-      name no split are for both, and so are those of "train" if none is of "test".
+      Its files, and whether they are those of this split alone, as `name_of_split`; without names of splits, all.
+
+    Raises:
+      MissingFiles: there are files of "test", and none of "train".
     """
     words = {word for names in SPLIT_NAMES.values() for word in names}
 
@@ -191,10 +199,11 @@ def files_of_split(root: Path, names: list[str], split: str) -> tuple[list[str],
     for name in names:
         by_word.setdefault(word(name), []).append(name)
     used = choose_splits(root, list(by_word))
-    if "train" not in used:
+    chosen, own = name_of_split(root, used, split)
+    if not used:
         return names, False
     note_ignored(root, [by_word[key][0] for key in by_word if key not in used.values()], list(used.values()))
-    return by_word[used.get(split, used["train"])], "test" in used
+    return by_word[chosen], own
 
 
 def check_numbered(files: list[str]) -> None:

@@ -14,13 +14,12 @@ from score_st.data import tfrecord
 from score_st.data.containers import tar_members
 from score_st.data.files import (
     LIST,
-    SPLIT_NAMES,
     check_numbered,
+    files_of_split,
     find,
-    folder_of,
     held_out,
     image_files,
-    note,
+    name_of_split,
     read_bytes,
     reading,
     split_folders,
@@ -37,24 +36,28 @@ from score_st.data.images import (
     resize_lsun,
     resize_square,
 )
-from score_st.data.labels import class_numbers, classes_of, joined, labels_of_files
+from score_st.data.labels import LABEL_NAMES, class_numbers, classes_of, joined, labels_of_files
 from score_st.runtime import storage
+
+READ_TOGETHER = 1024  # records, for their classes
 
 
 def read_folder(config: ConfigDict, split: str) -> LazyImages:
     """Reads the user's folder of images, with or without subfolders: central squares, resized by Lanczos's filter.
 
-    Subfolders train and test (or valid, validation, val), in any case, are the splits; without them a fixed random
-    tenth is the test set. See `files.image_files` for what is read, and `labels.labels_of_files` for the classes.
+    Subfolders train and test (or valid, validation, val), in any case, are the splits; without them, or with train
+    alone, a fixed random tenth is the test set. See `files.image_files` for what is read, and
+    `labels.labels_of_files` for the classes.
     """
     top = find(config)
     splits = split_folders(top)
-    root = top / folder_of(top, splits, split)
+    name, own = name_of_split(top, splits, split)
+    root = top / name
     names = image_files(root)
     folders = [name for part in splits.values() or ("",) for name in subfolders(top / part)]
     listed = read_bytes(root / LIST) if (root / LIST).is_file() else None
     labels = labels_of_files(names, classes_of(folders), listed, str(root / LIST))
-    if names and not splits:
+    if names and not own:
         part = held_out(len(names), split)
         names, labels = [names[i] for i in part], None if labels is None else labels[part]
     return lazy_files(config, root, names, decoder(config, resize_square), labels)
@@ -151,47 +154,51 @@ def read_tfrecords(config: ConfigDict, split: str) -> LazyImages:
 def read_array_record(config: ConfigDict, split: str) -> LazyImages:
     """Reads the user's ArrayRecord files of encoded images, or of TensorFlow Datasets' examples with an `image`.
 
-    The split is in the names of the files (train, test, valid, validation, val); without it a fixed random tenth is
-    the test set.
+    The split is in the names of the files, see `files.files_of_split`. The class is the example's feature `label`, or
+    another of LABEL_NAMES. For it every record has to be read, so it is read where it is needed: with
+    model.num_classes or data.prepared.
     """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    root, files = _array_record_files(config)
-    by_split = {
-        key: [file for file in files if any(f"-{name}." in f"-{file.rpartition('/')[2].lower()}" for name in names)]
-        for key, names in SPLIT_NAMES.items()
-    }
-    has_split = all(by_split.values())
-    if has_split and (others := set(files).difference(*by_split.values())):
-        note(f"{root}: ignored {len(others)} files of no split, such as {min(others)}")
-    files = by_split[split] if has_split else files
+    root, files, own = _array_record_files(config, split)
     with reading(root):
         counts = _array_record_counts(files)
         source = ArrayRecordDataSource(files)
         if len(source) != sum(counts):
             raise ValueError(f"{len(source)} records are found, but its files have {sum(counts)}")
-        numbers = np.arange(len(source)) if has_split else held_out(len(source), split)
+        numbers = np.arange(len(source)) if own else held_out(len(source), split)
+        classes = None
+        if config.model.num_classes or config.data.prepared:
+            chunks = np.split(numbers, range(READ_TOGETHER, len(numbers), READ_TOGETHER))
+            records = (record for chunk in chunks for record in source.__getitems__(chunk.tolist()))
+            found = [tfrecord.whole_number(x, LABEL_NAMES) if _is_example(x) else None for x in records]
+            classes = class_numbers(found, len(numbers), root)
 
-    def image(record: bytes) -> bytes:
-        is_example = record[:1] == b"\n"  # no image format begins so
-        return tfrecord.parse_example(record)["image"][0] if is_example else record
-
+    image = lambda record: tfrecord.parse_example(record)["image"][0] if _is_example(record) else record
     read = lambda i: image(source[int(numbers[i])])
     read_many = lambda indices: list(map(image, source.__getitems__(numbers[indices].tolist())))
     name = lambda i: f"{root}, record {numbers[i]}"
     batches = read_many if storage.scheme(root) else None  # one request at a time is slow
-    return lazy_images(config, len(numbers), read, name, decoder(config, resize_square), batches)
+    return lazy_images(config, len(numbers), read, name, decoder(config, resize_square), batches, classes)
 
 
-def _array_record_files(config: ConfigDict) -> tuple[str, list[str]]:
-    """Returns data.dir, which may be on gs://, and its ArrayRecord files."""
+def _is_example(record: bytes) -> bool:
+    return record[:1] == b"\n"  # no image format begins so
+
+
+def _array_record_files(config: ConfigDict, split: str) -> tuple[str, list[str], bool]:
+    """Returns data.dir, which may be on gs://, its ArrayRecord files of a split, and whether they are of it alone."""
     if storage.scheme(url := config.data.dir):
         patience = config.storage.patience
-        names = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)]
-        return url, [storage.join(url, name) for name in names if not name or ".array_record" in name]
+        items = [item.path for item in storage.patiently(url, lambda: storage.listing(url), patience)]
+        names, own = files_of_split(url, [name for name in items if not name or ".array_record" in name], split)
+        return url, [storage.join(url, name) for name in names], own
     root = find(config)
-    found = sorted(file for file in root.rglob("*.array_record*") if file.is_file()) if root.is_dir() else [root]
-    return str(root), [str(file) for file in found]
+    if root.is_file():
+        return str(root), [str(root)], False
+    found = sorted(file for file in root.rglob("*.array_record*") if file.is_file())
+    names, own = files_of_split(root, [str(file.relative_to(root)) for file in found], split)
+    return str(root), [str(root / name) for name in names], own
 
 
 def _array_record_counts(files: list[str]) -> list[int]:

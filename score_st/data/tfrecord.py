@@ -3,7 +3,7 @@
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,16 @@ def parse_example(content: bytes) -> dict[str, list[Any]]:
     entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
     values = lambda feature: [value for _, items in _fields(feature) for _, value in _fields(items)]
     return {_as_bytes(entry[1]).decode(): values(entry[2]) for entry in entries}
+
+
+def whole_number(content: bytes, names: Sequence[str]) -> int | None:
+    """Returns the value of the first of the features `names` that an Example has; None if it is no whole number."""
+    entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
+    features = {_as_bytes(entry[1]).decode(): entry[2] for entry in entries}
+    feature = next((features[name] for name in names if name in features), b"")
+    lists = dict(_fields(feature))  # by kind: 1 of bytes, 2 of floats, 3 of integers
+    numbers = integers([value for _, value in _fields(lists[3])]) if set(lists) == {3} else []
+    return (numbers[0] + 2**63) % 2**64 - 2**63 if len(numbers) == 1 else None
 
 
 def integers(values: list[Value]) -> list[int]:

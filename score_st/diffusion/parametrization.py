@@ -55,7 +55,7 @@ class Parametrization:
 
 
 def _no_network(x: Array, time_cond: Array, log_time_cond: Array | None) -> Array:
-    raise ValueError("this model has a score but no network, which the discrete losses need")
+    raise ConfigError("this model has a score but no network, which discrete levels need")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +106,19 @@ def log_noise_level(sde: Diffusion) -> OfTime:
     return lambda t: -0.125 * sde.logsnr(t)
 
 
+def ddpm_logsnr(beta_min: float, beta_max: float, n: int) -> Float[np.ndarray, " n"]:
+    """Returns logSNR of DDPM's levels in float64: β_i go evenly from beta_min / n to beta_max / n (Ho et al. 2020)."""
+    log_alpha2 = np.cumsum(np.log1p(-np.linspace(beta_min / n, beta_max / n, n)))
+    return log_alpha2 - np.log(-np.expm1(log_alpha2))
+
+
 def ddpm_step(sde: Diffusion, beta_min: float, beta_max: float, n: int) -> OfTime:
     """Returns the step, 0 to `n` − 1, at which DDPM's levels have the noise of t; between two levels, a fraction.
 
-    DDPM's β_i go evenly from beta_min / n to beta_max / n (Ho et al. 2020, section 4). Steps are interpolated in
-    logSNR. Below the first level and above the last the step stays there.
+    Steps are interpolated in the logSNR of `ddpm_logsnr`. Below the first level and above the last the step stays
+    there.
     """
-    log_alpha2 = np.cumsum(np.log1p(-np.linspace(beta_min / n, beta_max / n, n)))
-    noise_of_step = np.log(-np.expm1(log_alpha2)) - log_alpha2  # −logSNR, which rises
+    noise_of_step = -ddpm_logsnr(beta_min, beta_max, n)  # which rises
     return lambda t: jnp.interp(-sde.logsnr(t), jnp.asarray(noise_of_step, t.dtype), jnp.arange(n, dtype=t.dtype))
 
 

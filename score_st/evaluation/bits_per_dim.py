@@ -28,6 +28,7 @@ FIGURES = {
     "nll_from_x0": "by the flow from x_0, without reconstruction, as in earlier papers",
     "nelbo": "variational bound, with reconstruction",
     "nelbo_without_residual": "variational bound on x_ε, without reconstruction",
+    "nelbo_discrete": "DDPM's variational bound by its discrete steps, with its decoder",
 }
 
 
@@ -119,10 +120,11 @@ def compute(evaluation: image_terms.Evaluation, run: runner.ImageRunner, section
         repeats["nll_from_x0"] = _run_repeats(*start("nll_from_x0"), section.nll_iter, flow, True)
         for terms in repeats["nll_from_x0"]:
             terms.pop("reconstruction", None)
-    if section.nelbo_iter:
-        key = lambda repeat: jax.random.fold_in(jax.random.key(run.seed), repeat)
-        u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), (len(run.images),))),)
-        repeats["nelbo"] = _run_repeats(*start("nelbo"), section.nelbo_iter, evaluation.compiled["nelbo"], per_image=u)
+    key = lambda repeat: jax.random.fold_in(jax.random.key(run.seed), repeat)
+    u = lambda repeat: (np.asarray(time_sampling.stratified(key(repeat), (len(run.images),))),)
+    for name, count in (("nelbo", section.nelbo_iter), ("nelbo_discrete", section.nelbo_discrete_iter)):
+        if count:
+            repeats[name] = _run_repeats(*start(name), count, evaluation.compiled[name], per_image=u)
     seconds = {f"{name}_seconds_per_image": run.seconds_per_image(name) for name in repeats}
     if nelbo := repeats.get("nelbo"):
         repeats["nelbo_without_residual"] = [

@@ -120,21 +120,24 @@ def generator(config: ConfigDict, model: DiffusionModel, seed: int, frames: int 
     """
     sampler, sde, scaler = samplers.from_config(config), samplers.sampling_sde(config, model.sde), model.scaler
     shape = model.image_shape
-    if frames > 1 and model.num_classes:
-        raise ConfigError(f"config.model.num_classes={model.num_classes}: no trajectories of classes can be drawn")
+
+    def draw(params: Any, labels: Any, keys: Any) -> tuple[Array, ...]:
+        x, nfe, *states = sampler(score_given(config, model, params, labels), sde, keys, shape, frames)
+        if not states:
+            return x, nfe
+        return x, nfe, states[0].swapaxes(0, 1), jnp.broadcast_to(states[1], (len(x), frames))  # images first
 
     @jax.jit
     def generate(params: Any, indices: Any) -> dict[str, Array]:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         labels = classes(config, model, indices)
-        draw = lambda label, keys: sampler(score_given(config, model, params, label), sde, keys, shape, frames)
-        x, nfe, *states = by_image(draw, labels, keys)
+        x, nfe, *states = by_image(functools.partial(draw, params), labels, keys)
         result = {"samples": scaler.inverse(x), "nfe": nfe, "finite": jnp.all(jnp.isfinite(x), axis=(1, 2, 3))}
         if states:
-            alpha, sigma = (f(states[1])[:, None, None, None, None] for f in (sde.alpha, sde.sigma))
+            alpha, sigma = (f(states[1])[..., None, None, None] for f in (sde.alpha, sde.sigma))
             scale = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
             pictures = scaler.center + (states[0] - alpha * scaler.center) / scale
-            result["frames"] = scaler.inverse(pictures).swapaxes(0, 1)
+            result["frames"] = scaler.inverse(pictures)
         return result
 
     return generate

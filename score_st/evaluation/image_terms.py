@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from score_st.array_types import Array, Bool, Float, Int, Key, Shaped, UInt8
 from score_st.config import ConfigError, Table
 from score_st.data import preprocessing
-from score_st.diffusion import likelihood, losses, probability_flow
+from score_st.diffusion import discrete_bound, likelihood, losses, probability_flow
 from score_st.diffusion.dims import expand, sum_dims
 from score_st.diffusion.parametrization import Score
 from score_st.model import DiffusionModel, by_image
@@ -58,6 +58,7 @@ class Evaluation:
       samples: K of the importance-weighted bound of truncated normal dequantization.
       lambda_: names the family of reverse SDEs; 0 is the probability flow, and λ = 1 in the bound.
       labels: the class of each image of the split, for a network that is told classes.
+      discrete: DDPM's bound, where it is wanted.
     """
 
     model: DiffusionModel
@@ -69,17 +70,23 @@ class Evaluation:
     samples: int = 1
     lambda_: float = 0.0
     labels: Int[Array, " N"] | None = None
+    discrete: discrete_bound.DiscreteBound | None = None
+
+    def _labels(self, indices: Any) -> Any:
+        """Returns the classes of these images, if there are any."""
+        return None if self.labels is None else jnp.asarray(self.labels)[indices]
 
     def _score(self, params: Any, indices: Any) -> Score:
         """Returns the score, given the classes of these images."""
-        return self.model.score(params, labels=None if self.labels is None else jnp.asarray(self.labels)[indices])
+        return self.model.score(params, labels=self._labels(indices))
 
     @functools.cached_property
     def compiled(self) -> dict[str, Callable]:
-        """`nll`, `nelbo`, `loss_at` and `gradient_of`, jitted: programs that all weights of a model share."""
+        """All that takes params, jitted: programs that all weights of a model share."""
         # one program for both starts of the flow: it takes longer to compile than small networks take to run
         flow = lambda params, images, indices, from_x0, key: self.nll(params, images, indices, key, from_x0)
-        others = {"nelbo": self.nelbo, "loss_at": self.loss_at, "gradient_of": self.gradient_of}
+        others: dict[str, Callable] = {"nelbo": self.nelbo, "nelbo_discrete": self.nelbo_discrete}
+        others |= {"loss_at": self.loss_at, "gradient_of": self.gradient_of}
         return {name: jax.jit(function) for name, function in {"nll": flow, **others}.items()}
 
     def bits(self, nats: Any) -> Any:
@@ -88,7 +95,8 @@ class Evaluation:
 
     def offset(self, name: str) -> float:
         """Returns the bits/dim from the density of scaled data to levels, for one of `bits_per_dim.FIGURES`."""
-        scaler, lossless = self.model.scaler, self.log_mass is not None and name in ("nll", "nelbo")
+        scaler, of_levels = self.model.scaler, ("nll", "nelbo", "nelbo_discrete")
+        lossless = self.log_mass is not None and name in of_levels
         return float(likelihood.bits_per_dim(0.0, 1, scaler.num_levels, scaler.centered, lossless))
 
     def _inputs(self, images: Any, indices: Any, key: Any) -> tuple:
@@ -107,8 +115,7 @@ class Evaluation:
             score = model.score(params, labels=labels)
             return vars(likelihood.nll(score, model.sde, x, probes, self.solver, self.lambda_))
 
-        labels = None if self.labels is None else jnp.asarray(self.labels)[indices]
-        result = by_image(nll, labels, x, probes)
+        result = by_image(nll, self._labels(indices), x, probes)
         counts = {"nfe": result["evaluations"], "reached": result["reached"]}
         return {"prior": self.bits(result["prior"]), "trace": self.bits(result["trace"])}, counts
 
@@ -188,6 +195,20 @@ class Evaluation:
         )
         terms = jax.tree.map(self.bits, {"prior": prior, "diffusion": diffusion, "entropy": entropy})
         return terms | {"reconstruction": self._reconstruction(params, x, indices, z_rec)}
+
+    def nelbo_discrete(
+        self,
+        params: Any,
+        images: UInt8[Array, "B H W C"],
+        indices: Int[Array, " B"],
+        u: Float[Array, " B"],
+        key: Key[Array, ""],
+    ) -> Terms:
+        """Returns the terms of DDPM's bound in bits/dim [B], at the step of u, uniform on [0, 1), and at the first."""
+        assert self.discrete is not None
+        x, z, z_first, _ = self._inputs(images, indices, key)
+        model = self.model.score_model(params, labels=self._labels(indices))
+        return jax.tree.map(self.bits, self.discrete(model, x, u, z, z_first))
 
     def loss_at(
         self,
@@ -270,10 +291,15 @@ def from_config(config: Any, model: DiffusionModel, labels: Any = None) -> Evalu
       ConfigError: a name is unknown, or there is nothing to compute.
     """
     section = config.eval
-    if not section.nll_iter and not section.nelbo_iter:
+    if not section.nll_iter and not section.nelbo_iter and not section.nelbo_discrete_iter:
         raise ConfigError("config.eval.nll_iter=0 and config.eval.nelbo_iter=0: nothing to compute; 1 is once")
     name = section.dequantization or config.data.dequantization
     DEQUANTIZATIONS.choose(name)
+    if section.nelbo_discrete_iter and name != "lossless":
+        raise ConfigError(
+            f"config.eval.nelbo_discrete_iter={section.nelbo_discrete_iter}: DDPM's bound is of the levels "
+            f"themselves; eval.dequantization should be lossless, not {name}; 0 leaves the bound out"
+        )
     scaler = dataclasses.replace(model.scaler, dequantization=name)
     return Evaluation(
         dataclasses.replace(model, scaler=scaler),
@@ -285,6 +311,7 @@ def from_config(config: Any, model: DiffusionModel, labels: Any = None) -> Evalu
         section.importance_samples,
         section.lambda_,
         labels if model.num_classes else None,
+        discrete_bound.from_config(config, model.sde) if section.nelbo_discrete_iter else None,
     )
 
 

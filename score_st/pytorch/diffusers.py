@@ -58,6 +58,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 # the two families: names of blocks without and with attention, and options that they must have
 DDPM, NCSNPP = "DDPM", "NCSN++"
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}  # the defaults of DDPMScheduler
 BLOCKS = {
     DDPM: (("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")),
     NCSNPP: (("SkipDownBlock2D", "AttnSkipDownBlock2D"), ("SkipUpBlock2D", "AttnSkipUpBlock2D")),
@@ -73,6 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | {"model.embedding_type": "positional", "model.resblock_type": "ddpm", "model.resamp_with_conv": True}
     | {"model.skip_rescale": False, "model.attention_each": True, "model.progressive": "none"}
     | {"training.importance_sampling": False, "training.likelihood_weighting": False}
+    | {"eval.nelbo_discrete_iter": 1}
     # σ of the first step is 0.01, and below it the network knows nothing
     | {"training.truncation_time": 9.17e-4, "sampling.truncation_time": 9.17e-4},
     NCSNPP: {"training.sde": "vesde", "data.centered": False, "model.scale_by_sigma": True}
@@ -98,14 +100,10 @@ def read(folder: Path) -> Foreign:
         family, settings = _settings(options)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
-    notes: tuple[str, ...] = ()
-    if family == NCSNPP:
-        settings |= (noise := _noise_of_scheduler(folder))
-        if not noise:
-            notes = (
-                f"no {SCHEDULER} beside {CONFIG} or in ../scheduler: the noise goes from 0.01 to 50 unless "
-                "--config.model.sigma_min and --config.model.sigma_max say otherwise",
-            )
+    scheduler = _scheduler(folder)
+    settings |= OF_SCHEDULER[family](scheduler) if scheduler else {}
+    note = f"no {SCHEDULER} beside {CONFIG} or in ../scheduler: {WITHOUT_SCHEDULER[family]} say otherwise"
+    notes = () if scheduler else (note,)
     tensors = _read_weights(folder)
     old = any(name.endswith(".query.weight") for name in tensors)
     kind = f"a {family} network of diffusers"
@@ -141,14 +139,24 @@ def _read_options(path: Path) -> dict[str, Any]:
     return options
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**53) < value < 2**53
+
+
 def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The family, and our keys."""
+    for key, default in DEFAULTS.items():
+        if _is_number(default) and not (options[key] is None or _is_number(options[key])):
+            raise ConfigError(f"{key}={str(options[key])[:40]}: should be a number")
     for key, allowed in FIXED.items():
         if options.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"{key}={str(options[key])[:40]}: only {allowed[0]} can be converted")
     downs, ups, channels = (options[key] for key in ("down_block_types", "up_block_types", "block_out_channels"))
-    if not all(isinstance(value, tuple) for value in (downs, ups, channels)):
-        raise ConfigError("down_block_types, up_block_types and block_out_channels should be lists")
+    lists = all(isinstance(value, tuple) for value in (downs, ups, channels))
+    if not lists or not all(isinstance(kind, str) for kind in (*downs, *ups)):
+        raise ConfigError(
+            "down_block_types, up_block_types and block_out_channels should be lists, the first two of names"
+        )
     fits = lambda family: set(downs) <= set(BLOCKS[family][0]) and set(ups) <= set(BLOCKS[family][1])
     family = next(filter(fits, BLOCKS), "")
     if not family or not len(downs) == len(ups) == len(channels) > 0:
@@ -161,7 +169,7 @@ def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     attends = [kind == BLOCKS[family][0][1] for kind in downs]
     if attends != [kind == BLOCKS[family][1][1] for kind in ups][::-1]:
         raise ConfigError("attention on the way up should be at the sizes that have it on the way down")
-    if family == NCSNPP and not math.isclose(options["mid_block_scale_factor"], math.sqrt(2), rel_tol=1e-6):
+    if family == NCSNPP and not math.isclose(options["mid_block_scale_factor"] or 0, math.sqrt(2), rel_tol=1e-6):
         raise ConfigError("mid_block_scale_factor should be √2")
     size, nf = options["sample_size"], channels[0]
     numbers = [size, options["in_channels"], options["layers_per_block"], *channels]
@@ -176,14 +184,47 @@ def _settings(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return family, settings | SETTINGS[family]
 
 
-def _noise_of_scheduler(folder: Path) -> dict[str, Any]:
-    """The range of σ in the scheduler's file, if there is one."""
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """The scheduler's file; empty without one."""
     for path in (folder / SCHEDULER, folder.parent / "scheduler" / SCHEDULER):
         if path.is_file():
-            content = _json(path)
-            if {"sigma_min", "sigma_max"} <= content.keys():
-                return {f"model.{key}": content[key] for key in ("sigma_min", "sigma_max")}
+            return _json(path)
     return {}
+
+
+def _noise_of_scheduler(content: dict[str, Any]) -> dict[str, Any]:
+    """The range of σ, if it is there."""
+    keys = {"sigma_min", "sigma_max"}
+    return {f"model.{key}": content[key] for key in keys} if keys <= content.keys() else {}
+
+
+def _steps_of_scheduler(content: dict[str, Any]) -> dict[str, Any]:
+    """DDPM's β, and the variance that its steps are sampled with."""
+    fixed = {"beta_schedule": ("linear",), "prediction_type": ("epsilon",), "trained_betas": (None,)}
+    for key, allowed in fixed.items():
+        if content.get(key, allowed[0]) not in allowed:
+            raise ConfigError(f"{SCHEDULER}: {key}={str(content[key])[:40]}: only {allowed[0]} can be converted")
+    n, first, last = (content.get(key, value) for key, value in BETAS.items())
+    numbers = all(_is_number(value) and value > 0 for value in (n, first, last))
+    if not (numbers and type(n) is int and n > 1 and first <= last < 1):
+        raise ConfigError(
+            f"{SCHEDULER}: {', '.join(BETAS)} should be steps and variances of them, are {n}, {first}, {last}"
+        )
+    settings = {"model.num_scales": n, "model.beta_min": first * n, "model.beta_max": last * n}
+    large = content.get("variance_type") == "fixed_large"
+    settings["eval.nelbo_discrete_variance"] = "beta" if large else "posterior"
+    if (n, first, last) != tuple(BETAS.values()):
+        noise, slope = -math.log1p(-first), (last - first) * n
+        time = 2 * noise / (first * n + math.sqrt((first * n) ** 2 + 2 * slope * noise))  # that has the first step's σ
+        settings |= {"training.truncation_time": time, "sampling.truncation_time": time}
+    return settings
+
+
+OF_SCHEDULER = {DDPM: _steps_of_scheduler, NCSNPP: _noise_of_scheduler}
+WITHOUT_SCHEDULER = {
+    DDPM: "β goes from 1e-4 to 0.02 over 1,000 steps unless --config.model.beta_min, beta_max and num_scales",
+    NCSNPP: "the noise goes from 0.01 to 50 unless --config.model.sigma_min and --config.model.sigma_max",
+}
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from support.image_files import encode, load_splits, noise, settings, write_files
+from support.image_files import encode, load_splits, noise, settings, write_files, write_records
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
@@ -135,6 +135,29 @@ def test_without_splits_the_same_tenth_is_held_out(tmp_path):
             assert labels_of(loaded).tolist() == [of_content[image.tobytes()] for image in images], (name, place)
 
 
+def test_of_train_alone_a_tenth_is_held_out(tmp_path):
+    """In every format, the same one as without splits."""
+    contents = [encode(image) for image in noise(20, 8, 8, 3)]
+    files = {f"{i:02d}.png": content for i, content in enumerate(contents)}
+    write_files(tmp_path / "all", files)
+    write_files(tmp_path / "folder/Train", files)
+    write_zip(tmp_path / "one.zip", {f"train/{name}": content for name, content in files.items()})
+    for name in ("zips", "shards", "records"):
+        (tmp_path / name).mkdir()
+    write_zip(tmp_path / "zips/my_train.zip", files)
+    write_tar(tmp_path / "shards/train-000000.tar", files)
+    write_parquet(tmp_path / "p/default/train/0000.parquet", contents, [0] * 20)
+    write_records(tmp_path / "records/train.array_record", contents)
+    expected = load_splits(settings("FOLDER", tmp_path / "all", image_size=8))
+    for name, place in (("FOLDER", "folder"), ("ZIP", "one.zip"), ("ZIP", "zips"), ("WEBDATASET", "shards"),
+                        ("PARQUET", "p"), ("ARRAYRECORD", "records")):  # fmt: skip
+        for part, images in zip(load_splits(settings(name, tmp_path / place, image_size=8)), expected, strict=True):
+            np.testing.assert_array_equal(part, images, err_msg=name)
+    (tmp_path / "zips/my_train.zip").rename(tmp_path / "zips/my_val.zip")
+    with pytest.raises(ConfigError, match="zips: has val, but no train; should be a zip file"):
+        pipeline.load(settings("ZIP", tmp_path / "zips", image_size=8), "test")
+
+
 def _decoded(contents):
     from PIL import Image
 
@@ -231,7 +254,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
         ("PARQUET", "h", r"2 numbers of type int64; should be whole numbers from 0 to 255"),
         ("PARQUET", "f", r"train: 2 of 3 files are missing, the first is number 0"),
         ("ZIP", "empty.zip", "no images there; should be a zip file of images"),
-        ("ZIP", "g.zip", r"g.zip: has train, but no test or valid"),
+        ("ZIP", "g.zip", r"too few images to hold out a test set: 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             pipeline.load(settings(name, tmp_path / place, image_size=4), "train")

@@ -34,8 +34,9 @@ def test_splits_that_are_ambiguous_or_alone(tmp_path):
     write_files(tmp_path, pictures("one/Train/a.png", "one/train/b.png", "one/test/c.png", "two/Test/a.png"))
     with pytest.raises(ConfigError, match="one: has Train and train; should have one of them"):
         pipeline.load(settings("FOLDER", tmp_path / "one", image_size=8), "train")
-    with pytest.raises(ConfigError, match="two: has Test, but no train; should be a folder of images"):
-        pipeline.load(settings("FOLDER", tmp_path / "two", image_size=8), "train")
+    for split in ("train", "test"):
+        with pytest.raises(ConfigError, match="two: has Test, but no train; should be a folder of images"):
+            pipeline.load(settings("FOLDER", tmp_path / "two", image_size=8), split)
 
 
 def test_arrays_of_splits_in_any_case(tmp_path):

@@ -8,7 +8,18 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from support.image_files import crc32c, encode, field, load_splits, noise, progressive_gan, settings, write_files
+from support.image_files import (
+    crc32c,
+    encode,
+    example,
+    field,
+    load_splits,
+    noise,
+    progressive_gan,
+    settings,
+    write_files,
+    write_records,
+)
 
 from score_st.config import ConfigError
 from score_st.data import pipeline
@@ -116,37 +127,59 @@ def test_tfrecords(tmp_path):
         pipeline.load(settings("FFHQ", tmp_path, tfrecords_path=str(path)), "train")
 
 
-@pytest.mark.parametrize("split_in_names", [True, False])
-def test_array_records(tmp_path, split_in_names):
-    """Plain files, and the examples that TensorFlow Datasets writes with --file_format=array_record."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+NAMES_OF_RECORDS = {
+    "hyphens": ["my-train.array_record-00000-of-00001", "my-validation.array_record-00000-of-00001"],
+    "other": ["my_train.array_record", "VAL.array_record"],
+    "folders": ["train/0000.array_record", "test/0000.array_record"],
+    "none": ["a.array_record", "b.array_record"],
+}
 
+
+@pytest.mark.parametrize("names", NAMES_OF_RECORDS)
+def test_array_records(tmp_path, names):
+    """Plain files, and the examples that TensorFlow Datasets writes with --file_format=array_record."""
     images = noise(10, 8, 8, 3)
-    names = ["my-train.array_record-00000-of-00001", "my-validation.array_record-00000-of-00001"]
-    names = names if split_in_names else ["a.array_record", "b.array_record"]
-    for name, part in zip(names, (images[:7], images[7:]), strict=True):
-        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
-        for i, image in enumerate(part):
-            entry = field(1, b"image") + field(2, field(1, field(1, encode(image))))
-            label = field(1, b"label") + field(2, field(3, field(1, b"\x05")))
-            writer.write(field(1, field(1, label) + field(1, entry)) if i % 2 else encode(image))
-        writer.close()
+    for name, part in zip(NAMES_OF_RECORDS[names], (images[:7], images[7:]), strict=True):
+        contents = [encode(image) for image in part]
+        records = [example(x, 3, field(1, b"\x05")) if i % 2 else x for i, x in enumerate(contents)]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_records(tmp_path / name, records)
     train, test = load_splits(settings("ARRAYRECORD", tmp_path, image_size=8))
-    assert len(train) == (7 if split_in_names else 9)
+    assert len(train) == (9 if names == "none" else 7)
     np.testing.assert_array_equal(np.unique(np.concatenate([train, test]), axis=0), np.unique(images, axis=0))
+
+
+def test_classes_of_array_records(tmp_path):
+    """One integer of an example's label, packed or not; other kinds, several, negative ones and plain files: none."""
+    minus_one = b"\xff" * 9 + b"\x01"
+    labels = [(3, field(1, b"\x05")), (3, b"\x08\xac\x02"), (3, field(1, minus_one)), (3, field(1, b"\x01\x02"))]
+    labels += [(1, field(1, b"\x03")), (2, field(1, bytes(4)))]
+    contents = [encode(image) for image in noise(8, 8, 8, 3)]
+    records = [example(x, *label) for x, label in zip(contents, labels, strict=False)]
+    records += [contents[6], example(contents[7], 3, field(1, b"\x02"), b"fine_label")]
+    for split, part in (("train", records), ("test", records[::-1])):
+        write_records(tmp_path / f"my-{split}.array_record-00000-of-00001", part)
+    config = settings("ARRAYRECORD", tmp_path, image_size=8)
+    assert labels_of(pipeline.load(config, "train")) is None  # which takes no reading of all records
+    config.model.num_classes = 301
+    expected = [5, 300, -1, -1, -1, -1, -1, 2]
+    assert labels_of(pipeline.load(config, "train")).tolist() == expected
+    assert labels_of(pipeline.load(config, "test")).tolist() == expected[::-1]
+    (tmp_path / "my-test.array_record-00000-of-00001").unlink()
+    train = pipeline.load(config, "train")  # without the image that is held out
+    numbers = [int(train.name(i).rpartition(" ")[2]) for i in range(7)]
+    assert labels_of(train).tolist() == [expected[i] for i in numbers]
+    config.model.num_classes = 0
+    config.data.prepared = str(tmp_path / "prepared")
+    assert labels_of(pipeline.load(config, "train")) is not None
 
 
 def test_damaged_array_records(tmp_path):
     """Of a cut file its reader says 0 records, and nothing else; a missing file of a set is only seen in the names."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     names = [f"my-Train.array_record-{i:05d}-of-00002" for i in range(2)] + ["my-Test.array_record-00000-of-00001"]
     contents = [encode(image) for image in noise(9, 64, 64, 3)]
     for i, name in enumerate(names):
-        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
-        for content in contents[3 * i : 3 * i + 3]:
-            writer.write(content)
-        writer.close()
+        write_records(tmp_path / name, contents[3 * i : 3 * i + 3])
     config = settings("ARRAYRECORD", tmp_path, image_size=64)
     assert [len(part) for part in load_splits(config)] == [6, 3]
     second = tmp_path / names[1]

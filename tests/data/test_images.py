@@ -98,6 +98,7 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
 def test_images_are_kept_where_they_fit(tmp_path):
     contents = [noise(8, 8, 3) for _ in range(5)]
     write_files(tmp_path / "train", {f"{i}.png": encode(image) for i, image in enumerate(contents)})
+    write_files(tmp_path / "test", {"0.png": encode(contents[0])})
     config = settings("FOLDER", tmp_path, image_size=8)
     for memory_gb, kept in ((4.0, True), (8 * 8 * 3 * 4.9 / 1e9, False)):
         config.data.memory_gb = memory_gb

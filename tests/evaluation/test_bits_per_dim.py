@@ -317,6 +317,10 @@ def test_gradient_by_time():
         ({}, {"nll", "nelbo", "nelbo_without_residual"}),
         ({"eval.nll_iter": "0"}, {"nelbo", "nelbo_without_residual"}),
         ({"eval.nelbo_iter": "0"}, {"nll"}),
+        (
+            {"eval.nelbo_iter": "0", "eval.nelbo_discrete_iter": "2", "eval.dequantization": "lossless"},
+            {"nll", "nelbo_discrete"},
+        ),
         ({"eval.residual": "False"}, {"nll_from_x0", "nelbo_without_residual"}),
     ],
 )
@@ -331,7 +335,7 @@ def test_what_is_left_out(changes, names):
             return 1.0
 
         def __call__(self, name, *_, **__):
-            counts = {} if name == "nelbo" else {"nfe": np.ones(4), "reached": np.ones(4, bool)}
+            counts = {} if name.startswith("nelbo") else {"nfe": np.ones(4), "reached": np.ones(4, bool)}
             return {"prior": np.ones(4), "reconstruction": np.zeros(4)} | counts
 
     model = DiffusionModel.from_config(settings)

@@ -10,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -174,6 +175,41 @@ def test_classes_of_samples():
         generation.score_given(commands.tiny(sampling__class_guidance=2), plain, {}, None)
     with pytest.raises(config.ConfigError, match="class_guidance_from=3: should be below"):
         config.check(commands.tiny(sampling__class_guidance_from=3, sampling__class_guidance_to=2))
+
+
+def told_model(**changes):
+    """A network of three numbers, one for each class, its settings and its weights."""
+    settings = dict(model__name="told", model__num_classes=3, sampling__method="pc", sampling__steps=6) | changes
+    settings = commands.tiny(**settings)
+    model = DiffusionModel.from_config(settings)
+    return settings, model, {"scale": jnp.array([0.1, 0.5, 1.0])}
+
+
+def test_trajectories_of_classes():
+    """Each image has its own; without the last step's denoising the last frame is the image."""
+    settings, model, params = told_model(sampling__noise_removal=False)
+    run = lambda frames: generation.generator(settings, model, 0, frames)(params, jnp.arange(4))
+    film, still = run(3), run(1)
+    assert film["frames"].shape == (4, 3, 8, 8, 1) and len(np.unique(film["frames"][:, 0])) > 5
+    np.testing.assert_array_equal(film["samples"], still["samples"])
+    assert np.abs(film["frames"][:, -1].astype(int) - still["samples"]).max() <= 1
+
+
+def test_edits_are_given_the_classes_of_the_images():
+    """Each of its own, in whatever batch; sampling.label is another one, or none, and there is guidance."""
+    x, labels = jnp.zeros((2, 8, 8, 1)), jnp.array([0, 2])
+
+    def drawn(labels, **changes):
+        settings, model, params = told_model(sampling__predictor="reverse_diffusion", **changes)
+        return np.asarray(editing.complete(settings, model, params, x, 0, False, labels))[:, 2:]
+
+    own, none = drawn(labels), drawn(None)
+    named = {label: drawn(labels, sampling__label=label) for label in ("0", "2", "none")}
+    np.testing.assert_allclose(own[0], named["0"][0], atol=1e-6)
+    np.testing.assert_allclose(own[1], named["2"][1], atol=1e-6)
+    np.testing.assert_allclose(named["none"], none, atol=1e-6)
+    assert np.abs(own - none).max(axis=(1, 2, 3, 4)).min() > 1e-2
+    assert np.abs(drawn(labels, sampling__class_guidance=3) - own).max() > 1e-2
 
 
 def test_a_row_of_samples_for_each_class(tmp_path, one_device):

@@ -88,13 +88,14 @@ def test_diffusers_itself(tmp_path, kind):
     torch, package = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     options = foreign.NETWORKS[kind]["options"]
     network = package.UNet2DModel(**{key: value for key, value in options.items() if not key.startswith("_")})
-    levels = np.array([12.25, 700.0]) if kind == "ddpm" else np.array([0.5, 10.0])
+    levels = np.array([12.25, 700.0] if kind == "ddpm" else [0.5, 10.0], np.float32)
     x = np.random.default_rng(0).normal(size=(2, 2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(foreign.drawn(name, list(parameter.shape))))
         pairs = zip(x, levels, strict=True)
-        output = [network(torch.from_numpy(images), float(level)).sample.numpy() for images, level in pairs]
+        # a number that is no tensor would become a whole one
+        output = [network(torch.from_numpy(images), torch.tensor(level)).sample.numpy() for images, level in pairs]
     network.save_pretrained(tmp_path / "network", safe_serialization=False)
     golden = {"x": x, "output": np.stack(output), "rounding": np.zeros(2)}
     golden["timestep" if kind == "ddpm" else "sigma"] = levels
@@ -148,11 +149,45 @@ def test_the_range_of_the_noise_is_in_the_file_of_the_scheduler(tmp_path):
     assert not settings.model.center_input and settings.model.diffusers_groups
 
 
+def test_the_steps_are_in_the_file_of_the_scheduler(tmp_path):
+    """ε is the time of the first step; diffusers' names of the variance, by which the discrete bound is."""
+    path = foreign.write_diffusers(tmp_path / "ddpm", "ddpm")
+    network = diffusers.read(path)
+    without = imported.configuration(network, {})
+    assert "1,000 steps" in network.notes[0] and without.eval.nelbo_discrete_iter == 1
+    scheduler = path / "scheduler_config.json"
+    for variance, ours in {"fixed_small": "posterior", "fixed_large": "beta"}.items():
+        usual = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "variance_type": variance}
+        scheduler.write_text(json.dumps(usual | {"prediction_type": "epsilon", "num_train_timesteps": 1000}))
+        network = diffusers.read(path)
+        settings = imported.configuration(network, {"eval.nelbo_discrete_variance": "posterior"})
+        assert settings == without and not network.notes
+        assert network.settings["eval.nelbo_discrete_variance"] == ours
+    scheduler.write_text(json.dumps({"num_train_timesteps": 50, "beta_start": 1e-3, "beta_end": 0.05}))
+    settings = imported.configuration(diffusers.read(path), {})
+    sde = DiffusionModel.from_config(settings).sde
+    np.testing.assert_allclose(float(sde.sigma(jnp.float32(sde.eps))) ** 2, 1e-3, rtol=1e-4)
+    assert (settings.model.num_scales, settings.model.beta_max) == (50, 2.5)
+    for wrong in (
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"prediction_type": "v_prediction"},
+        {"beta_end": "0.02"},
+        {"num_train_timesteps": 10**400},
+    ):
+        scheduler.write_text(json.dumps(wrong))
+        with pytest.raises(config.ConfigError, match="scheduler_config.json: .*(can be converted|should be)"):
+            diffusers.read(path)
+
+
 UNFIT = {
     "is of a UNet2DConditionModel": dict(_class_name="UNet2DConditionModel"),
     "attention_head_dim=8: only None": dict(attention_head_dim=8),
     "norm_eps=1e-05: only 1e-06": dict(norm_eps=1e-5),
     "the option surprise, which is unknown": dict(surprise=1),
+    "should be lists, the first two of names": dict(down_block_types=[{}, "DownBlock2D"]),
+    "mid_block_scale_factor=(1,): should be a number": dict(mid_block_scale_factor=[1]),
+    "layers_per_block=True: should be a number": dict(layers_per_block=True),
+    "dropout=1000000000000000000000000000000000000000: should be a number": dict(dropout=10**400),
     "blocks of the kinds ResnetDownsampleBlock2D": dict(down_block_types=["ResnetDownsampleBlock2D"] * 2),
     "should be at the sizes that have it": dict(up_block_types=["UpBlock2D", "AttnUpBlock2D"]),
     "freq_shift=0: a DDPM network should have 1": dict(freq_shift=0),

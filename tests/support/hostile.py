@@ -130,8 +130,14 @@ def npz(draw, arrays: dict[str, np.ndarray]) -> bytes:
             )
             with contextlib.suppress(UserWarning):
                 archive.writestr(zipfile.ZipInfo(name + suffix), content, kind)
-    content = bytearray(stream.getvalue())
-    for _ in range(draw(st.integers(0, 2))):  # offsets of fields in the directory, an entry's header and the end
+    return draw(lying_fields(stream.getvalue()))
+
+
+@st.composite
+def lying_fields(draw, archive: bytes) -> bytes:
+    """A zip file in which up to two fields of the directory, an entry's header or the end are others."""
+    content = bytearray(archive)
+    for _ in range(draw(st.integers(0, 2))):
         mark, shorts, longs = draw(st.sampled_from(ZIP_FIELDS))
         offset, at = draw(st.sampled_from(shorts + longs)), content.find(mark)
         form = "<H" if offset in shorts else "<I"

@@ -46,6 +46,22 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
+def write_records(path: Path, records: list[bytes]) -> None:
+    """Writes an ArrayRecord file."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def example(content: bytes, kind: int, label: bytes, name: bytes = b"label") -> bytes:
+    """A tf.train.Example of TensorFlow Datasets; the label's kind is 1 (bytes), 2 (floats) or 3 (integers)."""
+    image = field(1, b"image") + field(2, field(1, field(1, content)))
+    return field(1, field(1, field(1, name) + field(2, field(kind, label))) + field(1, image))
+
+
 def idx(images: np.ndarray) -> bytes:
     """As on LeCun's page and in Fashion-MNIST's release: 0, 0, the type's code, dimensions, sizes, bytes."""
     return struct.pack(f">BBBB{images.ndim}I", 0, 0, 8, images.ndim, *images.shape) + images.tobytes()
