@@ -37,7 +37,7 @@ def resize_matrix(name: str, old: int, new: int) -> Float[np.ndarray, "new old"]
     TensorFlow and PyTorch round positions to float32, once, which for 320 pixels moves values by 0.01 of 255.
     """
     kernel, areas, antialias, *_ = RESIZINGS[name]
-    precision = np.float32 if kernel == "bilinear" else np.float64
+    precision: Any = np.float32 if kernel == "bilinear" else np.float64
     scale = float(precision(old / new))
     at = ((np.arange(new) + 0.5) * scale - 0.5 if areas else np.arange(new) * scale).astype(precision)
     width = max(old / new, 1.0) if antialias else 1.0
