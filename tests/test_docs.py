@@ -115,6 +115,8 @@ def test_commands(page, monkeypatch):
             check(words)
         elif words[0].startswith("launch/"):
             dry_run(words)
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists(), words
         else:
             ours = ("pip", "pytest", "ruff", "mypy", "lint-imports", "mkdocs")
             assert words[0] in (*ours, "gcloud", "kubectl"), words
