@@ -91,6 +91,23 @@ def test_killed_resumed_and_used(store, environment, uninterrupted, tmp_path):
     assert model.step == 24
 
 
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_set_aside(store, environment, uninterrupted, tmp_path):
+    url = f"{store.url}/damaged"
+    code, output = ended(start(environment(), *TRAIN, "--workdir", url, "--config.training.n_iters=15"))
+    assert code == 0, output
+    objects = [item for item in storage.listing(f"{url}/checkpoints/15") if "/d/" in f"/{item.path}"]
+    place = storage.join(f"{url}/checkpoints/15", max(objects, key=lambda item: item.size).path)
+    content = bytearray(storage.get_bytes(place))
+    content[len(content) // 2] ^= 1
+    storage.put_bytes(bytes(content), place)
+    code, output = ended(start(environment(), *TRAIN, "--workdir", url))
+    kept = "it no longer counts" if store.scheme == "gs" else "it is now 15.damaged"
+    assert code == 0 and f"warning: {url}/checkpoints/15 is damaged" in output and kept in output, output
+    assert "step 13/24" in output
+    same(uninterrupted, url, tmp_path)
+
+
 def trained(environment, url, *more):
     """Starts a run and returns it once its first checkpoint is in the bucket."""
     process = start(environment(), *TRAIN, "--workdir", url, *more)
