@@ -75,8 +75,8 @@ def show(result: Mapping[str, Any]) -> None:
     rich.print(title(result))
     for part in result["numbers"]:
         table = Table(
-            Column(no_wrap=True),
-            *head(result)[1:],
+            "",  # where it is narrow, names are wrapped, so that no number is cut off
+            *(Column(name, no_wrap=True) for name in head(result)[1:]),
             title=CHOICES[part].about if part in CHOICES else part,
             title_justify="left",
         )
