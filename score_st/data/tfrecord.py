@@ -72,17 +72,21 @@ def _fields(value: Value) -> Iterator[tuple[int, Value]]:
         yield number, _varint(stream) if wire == 0 else stream.read({1: 8, 5: 4}.get(wire) or _varint(stream))
 
 
+def _features(content: bytes) -> dict[str, Value]:
+    """Returns the message of each feature of a tf.train.Example."""
+    entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
+    return {_as_bytes(entry[1]).decode(): entry[2] for entry in entries}
+
+
 def parse_example(content: bytes) -> dict[str, list[Any]]:
     """Returns the values of each feature of a tf.train.Example; packed integers are bytes, see `integers`."""
-    entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
     values = lambda feature: [value for _, items in _fields(feature) for _, value in _fields(items)]
-    return {_as_bytes(entry[1]).decode(): values(entry[2]) for entry in entries}
+    return {name: values(feature) for name, feature in _features(content).items()}
 
 
 def whole_number(content: bytes, names: Sequence[str]) -> int | None:
     """Returns the value of the first of the features `names` that an Example has; None if it is no whole number."""
-    entries = [dict(_fields(entry)) for _, features in _fields(content) for _, entry in _fields(features)]
-    features = {_as_bytes(entry[1]).decode(): entry[2] for entry in entries}
+    features = _features(content)
     feature = next((features[name] for name in names if name in features), b"")
     lists = dict(_fields(feature))  # by kind: 1 of bytes, 2 of floats, 3 of integers
     numbers = integers([value for _, value in _fields(lists[3])]) if set(lists) == {3} else []

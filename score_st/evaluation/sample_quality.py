@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from score_st.evaluation import distances, extractors, inception, provenance, sa
 from score_st.evaluation.distances import Moments
 from score_st.evaluation.extractors import EXTRACTORS, Extractor, Features
 from score_st.reporting import pictures
-from score_st.runtime import cli, mirror, numpy_files, places, sharding
-from score_st.runtime.replacing import replacing
+from score_st.runtime import cli, mirror, numpy_files, places, resumable, sharding
 from score_st.runtime.workdir import check_same, check_writable, write_text
 
 LEAST = 10  # images
@@ -335,9 +333,7 @@ def describe(
 
 def write_statistics(path: Path, reference: dict[str, Any]) -> None:
     """Writes `mu` [D] and the unbiased `sigma` [D, D], in float64, of a reference's features as an npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, f".{os.getpid()}") as temporary, temporary.open("wb") as file:
-        np.savez(file, mu=reference["mean"], sigma=reference["covariance"])
+    resumable.NPZ.write(path, {"mu": reference["mean"], "sigma": reference["covariance"]})
     print(f"wrote {mirror.shown(path)}: mu and sigma of the reference")
 
 
