@@ -89,7 +89,7 @@ def class_numbers(labels: Any, count: int, name: str) -> Int[np.ndarray, " N"] |
     if not fits or (whole != np.floor(whole)).any() or (whole >= 2**31).any():
         kind = f"{whole.dtype}{list(whole.shape)}"
         raise ConfigError(f"{name}: its labels are {kind}; should be {count} whole numbers, one for each image")
-    numbers = np.where(whole < 0, -1, whole).astype(np.int32)
+    numbers = np.where(whole < 0, -1.0, whole).astype(np.int32)  # a float, as uint8 has no -1
     return numbers if (numbers >= 0).any() else None
 
 
