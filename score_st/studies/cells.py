@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from score_st.data import pipeline
-from score_st.runtime import lease, resumable
+from score_st.runtime import lease, resumable, sharding
 from score_st.studies.definition import Cell
 from score_st.studies.measures import LEASE_SECONDS, Measure, Rows, Setting
-from score_st.studies.training import Run, Trainer
+from score_st.studies.training import Run, Trainer, train_side_by_side
 from score_st.training.state import TrainState
 
 TRAINING = "training"  # what is said of training itself is stored like a measure
+LARGEST_GROUP = 500  # images that an accelerator measures together
 CLIP = 1.0  # the official norm to which gradients are clipped
 
 
@@ -96,19 +98,23 @@ class CellRunner:
           mesh: the devices.
         """
         images = {split: pipeline.load(cell.config, split) for split in ("train", "test")}
+        self.on_accelerator = sharding.platform(mesh) != "cpu"
         self.trainer = Trainer(cell.config, images, mesh)
-        self.setting = Setting(cell.config, self.trainer.model, images, mesh, out / ".cache")
+        config = with_large_groups(cell.config, len(images["test"])) if self.on_accelerator else cell.config
+        self.setting = Setting(config, self.trainer.model, images, mesh, out / ".cache")
         self.cell, self.results = cell, Results(cell, out, writes=True)
         self._measure = functools.cache(lambda measure_name: self._measures[measure_name].prepare(self.setting))
         self._measures: dict[str, Measure] = {measure.name: measure for measure in cell.measures}
 
     def __call__(self, keep_going: Callable[[], None] = lambda: None) -> None:
         """Does what is missing; `keep_going` raises where the cell is no longer ours."""
-        for seed in range(self.cell.seeds):
-            if self.results.is_complete(seed):
-                continue
-            run = Run(self.trainer, seed, self.cell.steps, self.results.folder)
-            for name, job in self.results.jobs(seed):
+        seeds = [seed for seed in range(self.cell.seeds) if not self.results.is_complete(seed)]
+        runs = [Run(self.trainer, seed, self.cell.steps, self.results.folder) for seed in seeds]
+        if self.on_accelerator:
+            keep_going()
+            train_side_by_side(runs)
+        for run in runs:
+            for name, job in self.results.jobs(run.seed):
                 keep_going()
                 self.results.lines[name](job, functools.partial(self._compute, name, run, job[1]))
             run.clear()
@@ -118,6 +124,15 @@ class CellRunner:
         if name == TRAINING:
             return flattened(of_training(logged))
         return flattened(self._measure(name)(state)) if is_finite(state) else {}
+
+
+def with_large_groups(config: ConfigDict, count: int) -> ConfigDict:
+    """Returns a configuration that measures many images at a time, up to `count`, which may change the last bits."""
+    config, size = config.copy_and_resolve_references(), min(count, LARGEST_GROUP)
+    with config.unlocked():
+        config.eval.update(batch_size=size, group=size)
+        config.sampling.group = LARGEST_GROUP
+    return config
 
 
 def is_finite(state: TrainState) -> bool:

@@ -14,10 +14,11 @@ import pytest
 from support import tiny_study
 from support.commands import ROOT
 
+from score_st.config import check
 from score_st.data import pipeline
 from score_st.runtime import lease
 from score_st.studies import cells, definition
-from score_st.studies.training import Trainer
+from score_st.studies.training import Run, Trainer, train_side_by_side
 from score_st.training import loop
 from score_st.training import step as stepping
 
@@ -78,6 +79,37 @@ def test_training_is_that_of_the_train_command(both, one_device):
         assert logged["gradient_norm"][i] == metrics["gradient_norm"]
     for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_seeds_side_by_side(both, one_device, tmp_path):
+    """One program for several seeds, as on an accelerator: the states of each seed alone, to rounding."""
+    cell = both[1]
+    images = {split: pipeline.load(cell.config, split) for split in ("train", "test")}
+    trainer = Trainer(cell.config, images, one_device)
+    alone = [Run(trainer, seed, cell.steps, tmp_path / "alone") for seed in range(3)]
+    together = [Run(trainer, seed, cell.steps, tmp_path / "together") for seed in range(3)]
+    for step in cell.steps:
+        together[1].at(step)  # it was trained before; only the others are left
+    train_side_by_side(together)
+    stored = [run.states.path((step,)) for run in together for step in cell.steps]
+    assert all(path.exists() for path in stored)
+    for step in cell.steps:
+        for one, other in zip(alone, together, strict=True):
+            (state, logged), (expected, expected_logged) = other.at(step), one.at(step)
+            assert int(state.step) == step == len(logged["loss"])
+            for name in logged:
+                np.testing.assert_allclose(logged[name], expected_logged[name], rtol=1e-5)
+            for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(leaf, other_leaf, rtol=1e-3, atol=1e-5)
+    assert trainer.train_side_by_side([trainer.start(0), trainer.start(5)], [0, 5], 1)[0][1]["loss"].shape == (1,)
+
+
+def test_large_groups(both):
+    """An accelerator measures as many images at a time as there are, and the configuration is still valid."""
+    config = cells.with_large_groups(both[0].config, 360)
+    assert (config.eval.batch_size, config.eval.group, config.sampling.group) == (360, 360, 500)
+    check(config)
+    assert both[0].config.eval.group != 360
 
 
 def test_arms_share_everything_but_tau(both, one_device):
