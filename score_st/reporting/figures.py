@@ -251,25 +251,32 @@ class Dots:
 
 
 def _dots(figure: "Figure", panels: dict[str, list[Dots]], ink: str, color: str) -> None:
-    """Draws panels side by side that share their rows; each value is pale, the mean and its interval are bold."""
+    """Draws panels, three side by side, that share their rows; values are pale, the mean and its interval bold."""
     names = list(dict.fromkeys(dots.name for rows in panels.values() for dots in rows))
-    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (label, rows) in zip(columns, panels.items(), strict=True):
+    grid = figure.subplots(*_dots_grid(panels), sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (label, rows) in zip(grid.flat, panels.items(), strict=False):
         for dots in rows:
             y = names.index(dots.name)
             axes.plot(dots.values, [y] * len(dots.values), "o", color=color, alpha=0.35, markersize=4)
             axes.plot([dots.low, dots.high], [y, y], color=ink, linewidth=1.6)
             axes.plot([dots.mean], [y], "|", color=ink, markersize=10, markeredgewidth=1.6)
         axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=4)  # so that long numbers do not touch
         axes.xaxis.set_major_formatter(tick)
         axes.grid(axis="x", linewidth=0.6)
-    columns[0].set_yticks(range(len(names)), [name[:48] for name in names])
-    columns[0].invert_yaxis()
+    grid[0, 0].set_yticks(range(len(names)), [name[:48] for name in names])
+    grid[0, 0].invert_yaxis()
+
+
+def _dots_grid(panels: dict[str, list[Dots]]) -> tuple[int, int]:
+    return -(-len(panels) // 3), min(len(panels), 3)
 
 
 def _dots_size(panels: dict[str, list[Dots]]) -> tuple[float, float]:
-    rows = max(map(len, panels.values()))
-    return 2.4 + 3.2 * len(panels), 0.9 + 0.3 * rows
+    lines, columns = _dots_grid(panels)
+    return 2.4 + 3.2 * columns, lines * (0.9 + 0.3 * max(map(len, panels.values())))
 
 
 def dots(panels: dict[str, list[Dots]]) -> Chart:
