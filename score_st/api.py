@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from score_st import checks
+from score_st import checks, weights_file
 from score_st import config as configuration
 from score_st.array_types import Array, Float, Int, Key, Shaped, UInt8
 from score_st.config import ConfigError
@@ -331,10 +331,11 @@ def load(
     mesh: Mesh | None = None,
     ema: str | float = "ema",
 ) -> Model:
-    """Loads the model of a workdir, by default with the EMA weights.
+    """Loads the model of a workdir, by default with the EMA weights, or of a file of weights.
 
     Args:
-      workdir: of a run, as training and conversion write it: a folder, gs://… or s3://….
+      workdir: of a run, as training and conversion write it: a folder, gs://… or s3://…. Or a local file that ends in
+        .safetensors, as `score_st.convert --to` writes it, which has one set of weights.
       step: of the checkpoint, or where an average of a width ends; the newest by default.
       settings: values other than those of the workdir's config.json, by dotted key: {"sampling.grid": "logsnr"}.
       mesh: the devices that read the checkpoint; all by default.
@@ -345,6 +346,8 @@ def load(
         mean.
       storage.Unreachable: the bucket does not answer.
     """
+    if Path(workdir).suffix == weights_file.ENDING and not Path(workdir).is_dir():
+        return _from_file(Path(workdir), step, settings, ema)
     mesh, verbosity = mesh or sharding.mesh(), absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns of every checkpoint opened for reading
     try:
@@ -356,6 +359,16 @@ def load(
         absl.logging.set_verbosity(verbosity)
     # on the first device but not committed to it: a computation takes them to the device of x
     return Model(jax.tree.map(jnp.asarray, jax.device_get(trained.params)), frozen, trained.step)
+
+
+def _from_file(path: Path, step: int | None, settings: dict | None, ema: str | float) -> Model:
+    if step is not None or ema != "ema":
+        raise ConfigError(f"{path}: has one set of weights; leave out step and ema")
+    config = weights_file.configuration(path, settings)
+    weights_file.check_same(path, config)
+    frozen = FrozenConfigDict(config)
+    params = weights_file.read(path, _diffusion_model(frozen))
+    return Model(jax.tree.map(jnp.asarray, params), frozen, weights_file.step_of(path))
 
 
 @functools.lru_cache(maxsize=16)

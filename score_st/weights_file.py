@@ -55,7 +55,7 @@ def header(path: Path) -> dict[str, str]:
     return about
 
 
-def configuration(path: Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+def configuration(path: Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns the configuration in a file's header, with other values for some keys as on the command line.
 
     Raises:
@@ -64,7 +64,7 @@ def configuration(path: Path, overrides: Mapping[str, str] | None = None) -> Con
     about = header(path)
     try:
         stored = flatten(strict_json.loads(about["config"]))
-        config = changed(default(), {key: str(value) for key, value in stored.items()} | dict(overrides or {}))
+        config = changed(default(), {key: str(value) for key, value in (stored | dict(overrides or {})).items()})
         check(config)
     except (ValueError, AttributeError, TypeError) as error:  # which a ConfigError is, too
         raise ConfigError(f"{path}: the configuration in its header: {error}") from error
@@ -97,6 +97,18 @@ def check_same(path: Path, config: ConfigDict) -> None:
         raise ConfigError(f"{path}: was made with {differing}; use that")
 
 
+def step_of(path: Path) -> int:
+    """Returns the step in a file's header, 0 if it has none.
+
+    Raises:
+      ConfigError: it is no whole number.
+    """
+    text = header(path).get("step", "0")
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise ConfigError(f"{path}: the step in its header is {text[:40]!r}; should be a whole number")
+    return int(text)
+
+
 def training_state(path: Path, config: ConfigDict, model: DiffusionModel) -> state.TrainState:
     """Returns a training state with the weights of a file as parameters and as their average; Adam starts afresh.
 
@@ -110,10 +122,7 @@ def training_state(path: Path, config: ConfigDict, model: DiffusionModel) -> sta
     """
     if config.training.averages:
         raise ConfigError(f"config.training.averages={config.training.averages}: {path} has no averages; use 0")
-    text = header(path).get("step", "0")
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise ConfigError(f"{path}: the step in its header is {text[:40]!r}; should be a whole number")
-    params, step = read(path, model), np.int32(text)
+    params, step = read(path, model), np.int32(step_of(path))
     create = lambda weights: state.create(weights, optimizer.optimizer_from_config(config, model.network))
     created = jax.jit(create)(params)
     is_schedule = lambda part: isinstance(part, optax.ScaleByScheduleState)  # which goes on, without a warm-up

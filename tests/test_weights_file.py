@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.runs import DIGITS, SETTINGS
 
+import score_st
 from score_st import config, convert, weights_file
 from score_st.config import ConfigError
 from score_st.model import DiffusionModel
@@ -67,6 +68,26 @@ def test_the_header_is_enough(run, one_device, tmp_path):
     expected.training.k = 3.0
     assert config.load(tmp_path / "new/config.py").to_dict() == expected.to_dict()
     assert config.from_workdir(tmp_path / "new").to_dict() == expected.to_dict()
+
+
+def test_a_file_is_loaded_without_a_workdir(run, one_device, tmp_path):
+    """The same weights, step and settings as from the workdir."""
+    folder, _, words = run
+    path = tmp_path / "model.safetensors"
+    convert.main([*words, "--workdir", str(folder), "--to", str(path)], one_device)
+    settings = {"eval.rtol": 1e-2, "sampling.grid": "logsnr"}
+    mine, other = score_st.load(path, settings=settings), score_st.load(folder, settings=settings)
+    assert same(mine.params, other.params) and mine.step == other.step == 7
+    assert mine.config.to_dict() == other.config.to_dict()
+    x = np.ones((2, 8, 8, 1), np.float32)
+    np.testing.assert_array_equal(mine.score(x, 0.5), other.score(x, 0.5))
+    for wrong in ({"step": 7}, {"ema": "raw"}, {"ema": 0.1}):
+        with pytest.raises(ConfigError, match="model.safetensors: has one set of weights; leave out step and ema"):
+            score_st.load(path, **wrong)
+    with pytest.raises(ConfigError, match="was made with model.parametrization="):
+        score_st.load(path, settings={"model.parametrization": "velocity"})
+    with pytest.raises(ConfigError, match="gone.safetensors: "):
+        score_st.load(tmp_path / "gone.safetensors")
 
 
 def test_files_that_do_not_fit(run, one_device, tmp_path):
