@@ -81,7 +81,7 @@ def shown(cell: str, side: Entry | None) -> str:
 
 def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the rows of the table of comparisons."""
-    rows = []
+    rows, paired = [], any("ratio" in entry for entry in comparisons)
     for entry in comparisons:
         expected = entry["expected"]
         wanted = EXPECTATIONS.get(expected["expect"], "–")
@@ -95,8 +95,10 @@ def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str
         sides = [shown(entry[side], expected[side]) for side in ("a", "b")]
         question = f"{entry['question']} ({' − '.join(sides)})"
         result = f"{number(entry['difference'], half)} ({interval})"
-        rows.append([question, expected["figure"], kind, wanted, result, entry["came"] or "–"])
-    return ["question (a − b)", "figure", "", "expected", "a − b (95 %)", "what came"], rows
+        ratios = [plus_minus(entry["ratio"])] if "ratio" in entry else [""]
+        rows.append([question, expected["figure"], kind, wanted, result, *ratios * paired, entry["came"] or "–"])
+    head = ["question (a − b)", "figure", "", "expected", "a − b (95 %)", *["a / b"] * paired, "what came"]
+    return head, rows
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

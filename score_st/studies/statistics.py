@@ -55,6 +55,13 @@ def difference(a: Mapping[int, float], b: Mapping[int, float], paired: bool = Fa
     return Interval(mean, float(limits.low), float(limits.high), seeds)
 
 
+def ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Interval:
+    """Returns the mean of a / b, seed by seed; NaN where a `b` is not above 0, and a ratio says nothing."""
+    seeds = sorted(a.keys() & b.keys())
+    positive = all(b[seed] > 0 for seed in seeds)
+    return over_seeds({seed: a[seed] / b[seed] if positive else np.nan for seed in seeds})
+
+
 def verdict(expect: str, interval: Interval, margin: float = 0.0) -> str:
     """Returns whether what was expected of a difference came: CAME, OPPOSITE or UNDECIDED, or "" if nothing was.
 

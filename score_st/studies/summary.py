@@ -78,13 +78,14 @@ class Table:
         best = min(values, key=lambda cell: np.nan_to_num(mean(cell), nan=np.inf))
         return best, values[best]
 
-    def compare(self, comparison: Comparison) -> tuple[str, str, statistics.Interval]:
-        """Returns the cells that were compared, and the difference."""
+    def compare(self, comparison: Comparison) -> tuple[str, str, statistics.Interval, statistics.Interval | None]:
+        """Returns the cells that were compared, the difference, and for pairs the ratio."""
         first, a = self.at(comparison.a, comparison.figure)
         if not comparison.b:
-            return first, "0", statistics.over_seeds(a)
+            return first, "0", statistics.over_seeds(a), None
         second, b = self.at(comparison.b, comparison.figure)
-        return first, second, statistics.difference(a, b, comparison.paired)
+        ratio = statistics.ratio(a, b) if comparison.paired else None
+        return first, second, statistics.difference(a, b, comparison.paired), ratio
 
 
 def summarize(study: Study, out: Path) -> dict[str, Any]:
@@ -108,14 +109,16 @@ def summarize(study: Study, out: Path) -> dict[str, Any]:
         parts[name] = about | {"seeds": part.seeds, "steps": part.steps, "cells": cells}
     comparisons, primary = list[dict[str, Any]](), set[str]()
     for comparison in study.comparisons:
-        first, second, interval = table.compare(comparison)
+        first, second, interval, ratio = table.compare(comparison)
         entry = stated.get(comparison.question, {"expected": comparison.expectation, "late": False})
         expected = entry["expected"]
         of_part = first.split("/")[0]
         is_primary = bool(comparison.expect) and of_part not in primary and not entry["late"]
         primary |= {of_part} if is_primary else set()
-        found = {"a": first, "b": second, "difference": number(interval.mean), "seeds": interval.seeds}
+        found: dict[str, Any] = {"a": first, "b": second, "difference": number(interval.mean), "seeds": interval.seeds}
         found |= {"low": number(interval.low), "high": number(interval.high)}
+        if ratio:
+            found["ratio"] = {key: number(getattr(ratio, key)) for key in ("mean", "low", "high")}
         came = statistics.verdict(expected["expect"], interval, expected["margin"])
         question = {"question": comparison.question, "part": of_part, "primary": is_primary, "late": entry["late"]}
         comparisons.append(question | {"expected": expected, **found, "came": came})

@@ -25,6 +25,14 @@ def test_the_interval_of_a_difference():
     assert paired.mean == -2 and paired.half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
 
 
+def test_the_ratio_of_pairs():
+    """Seed by seed: 2, 3 and 4 of the seeds that both have; none where a denominator is not positive."""
+    a, b = {0: 2.0, 1: 6.0, 2: 12.0, 5: 1.0}, {0: 1.0, 1: 2.0, 2: 3.0}
+    interval = statistics.ratio(a, b)
+    assert interval.mean == 3 and interval.half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert np.isnan(statistics.ratio(a, b | {0: -1.0}).mean)
+
+
 def test_too_few_seeds_have_no_interval():
     assert np.isnan(statistics.over_seeds({0: 1.0}).low) and statistics.over_seeds({0: 1.0}).mean == 1
     assert np.isnan(statistics.difference({0: 1.0}, {}).mean)

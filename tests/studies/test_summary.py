@@ -46,6 +46,18 @@ def test_means_differences_and_what_came(tmp_path):
     assert "2.2 (" in page and (tmp_path / "T.png").stat().st_size > 1000
 
 
+def test_pairs_have_a_ratio_too(tmp_path):
+    """3/1 and 4/1.5 seed by seed: 2.83."""
+    first, second = tiny_study.STUDY.comparisons
+    study = dataclasses.replace(tiny_study.STUDY, comparisons=(dataclasses.replace(first, paired=True), second))
+    store(tmp_path)
+    report.write(study, tmp_path)
+    paired, other = json.loads((tmp_path / "study.json").read_text())["comparisons"]
+    assert paired["ratio"]["mean"] == pytest.approx((3 + 4 / 1.5) / 2) and "ratio" not in other
+    text = (tmp_path / "tables.md").read_text()
+    assert "| a − b (95 %) | a / b | what came |" in text and "2.8 ± 2.1 |" in text
+
+
 def test_what_is_expected_afterwards_is_late(tmp_path):
     """What was written down before the first result stays, whatever the file says later."""
     summary.register(tiny_study.STUDY, tmp_path)
