@@ -16,7 +16,7 @@ from support.commands import ROOT
 
 from score_st.config import check
 from score_st.data import pipeline
-from score_st.runtime import lease
+from score_st.runtime import lease, sharding
 from score_st.studies import cells, definition
 from score_st.studies.training import Run, Trainer, train_side_by_side
 from score_st.training import loop
@@ -104,12 +104,21 @@ def test_seeds_side_by_side(both, one_device, tmp_path):
     assert trainer.train_side_by_side([trainer.start(0), trainer.start(5)], [0, 5], 1)[0][1]["loss"].shape == (1,)
 
 
-def test_large_groups(both):
-    """An accelerator measures as many images at a time as there are, and the configuration is still valid."""
-    config = cells.with_large_groups(both[0].config, 360)
-    assert (config.eval.batch_size, config.eval.group, config.sampling.group) == (360, 360, 500)
-    check(config)
-    assert both[0].config.eval.group != 360
+def test_a_cell_on_an_accelerator(both, one_device, tmp_path, monkeypatch):
+    """Its figures are those of a CPU, to rounding, from seeds side by side and from larger groups of images."""
+    cell = both[1]
+    cells.CellRunner(cell, tmp_path / "cpu", one_device)()
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
+    runner = cells.CellRunner(cell, tmp_path / "gpu", one_device)
+    section = runner.setting.config.eval
+    assert (section.batch_size, section.group, runner.setting.config.sampling.group) == (297, 297, 500)
+    check(runner.setting.config)
+    runner()
+    on_cpu, on_gpu = (cells.Results(cell, tmp_path / name).values() for name in ("cpu", "gpu"))
+    assert on_cpu.keys() == on_gpu.keys() and len(on_gpu[4, "ema", "nelbo"]) == 2
+    for key, by_seed in on_cpu.items():
+        assert on_gpu[key] == pytest.approx(by_seed, rel=1e-4), key
+    assert not list(tmp_path.rglob("state-*"))
 
 
 def test_arms_share_everything_but_tau(both, one_device):
