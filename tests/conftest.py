@@ -6,6 +6,7 @@ first, so that none is left to one worker at the end.
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_st_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that a test starts compiles the package
+# as on a terminal, also in the background of a script and under nohup, which ignore them for all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # more than half a minute each
 LONG = "diffusion/test_samplers evaluation/test_bits_per_dim runtime/test_distributed test_buckets training/test_step"
 LONG += " pytorch/test_checkpoint evaluation/test_generation training/test_loop diffusion/test_likelihood"

@@ -94,7 +94,6 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from score_st import config
 from score_st.runtime import cli, distributed, sharding
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as on a terminal, also under nohup
 
 def main():
     distributed.start({"a": os.environ.get("A", 1)})

@@ -34,8 +34,7 @@ cli.run(main)
 
 def started(code: str, *arguments: str, **options) -> subprocess.Popen:
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | options
-    default = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # as on a terminal
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, preexec_fn=default, **pipe)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, **pipe)
 
 
 @pytest.mark.parametrize(("where", "times", "limit"), [("main", 1, 5), ("thread", 1, 5), ("main", 2, 3)])
