@@ -95,8 +95,8 @@ def comparison_table(comparisons: list[Entry]) -> tuple[list[str], list[list[str
         sides = [shown(entry[side], expected[side]) for side in ("a", "b")]
         question = f"{entry['question']} ({' − '.join(sides)})"
         result = f"{number(entry['difference'], half)} ({interval})"
-        ratios = [plus_minus(entry["ratio"])] if "ratio" in entry else [""]
-        rows.append([question, expected["figure"], kind, wanted, result, *ratios * paired, entry["came"] or "–"])
+        ratio = [plus_minus(entry["ratio"]) if "ratio" in entry else ""] * paired
+        rows.append([question, expected["figure"], kind, wanted, result, *ratio, entry["came"] or "–"])
     head = ["question (a − b)", "figure", "", "expected", "a − b (95 %)", *["a / b"] * paired, "what came"]
     return head, rows
 

@@ -83,9 +83,8 @@ class Trainer:
         current = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
         def steps(current: TrainState, count: int) -> tuple[TrainState, Mapping[str, Any]]:
-            rows = [[next(batches) for _ in range(count)] for batches in streams]
-            batches = jax.tree.map(lambda *parts: np.stack(parts), *(stacked(row) for row in rows))
-            return self._side_by_side(current, batches, keys)
+            rows = [loop.stacked([next(batches) for _ in range(count)]) for batches in streams]
+            return self._side_by_side(current, loop.stacked(rows), keys)
 
         ended, logged = self._loop(current, start, stop, STEPS, steps, f"{len(seeds)} seeds")
         return [
@@ -113,11 +112,6 @@ class Trainer:
         parts = zip(*jax.device_get(logged), strict=True)
         columns = [np.concatenate([np.atleast_1d(part) for part in column], axis=-1) for column in parts]
         return current, dict(zip(LOGGED, columns, strict=True))
-
-
-def stacked(batches: Sequence[Any]) -> Any:
-    """Returns batches as one, [N, B, ...]."""
-    return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
 
 class Run:

@@ -206,6 +206,11 @@ def place(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(target, part), batch)
 
 
+def stacked(batches: Sequence[Any]) -> Any:
+    """Returns batches, of arrays or of tuples of them, as one with a new first axis."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+
+
 def stream(config: ConfigDict, images: Images) -> pipeline.Stream:
     """Returns this process's stream of batches of a split."""
     part, parts = jax.process_index(), jax.process_count()
@@ -222,7 +227,7 @@ def compiled_steps(step_config: TrainStepConfig) -> Callable[..., tuple[TrainSta
 
     def steps(current: TrainState, batches: list[pipeline.Batch], key: Array) -> tuple[TrainState, dict[str, Array]]:
         if len(batches) > 1 and sharding.platform(mesh) != "cpu":
-            return several(current, place(mesh, jax.tree.map(lambda *parts: np.stack(parts), *batches), axis=1), key)
+            return several(current, place(mesh, stacked(batches), axis=1), key)
         metrics = []
         for batch in batches:
             current, new = one(current, place(mesh, batch), key)
