@@ -14,7 +14,7 @@ import numpy as np
 from score_st.array_types import Array, Shaped
 from score_st.runtime import distributed, endings, lease, storage
 from score_st.runtime.goodput import Goodput
-from score_st.training import checkpoints, stored_weights
+from score_st.training import checkpoints, saving, stored_weights
 from score_st.training.state import TrainState
 
 
@@ -66,7 +66,7 @@ class Keeper(contextlib.AbstractContextManager):
     def __init__(
         self,
         workdir: Path,
-        checkpoint: checkpoints.Saver,
+        checkpoint: saving.Saver,
         store: stored_weights.Store,
         goodput: Goodput,
         preemption: distributed.Preemption,

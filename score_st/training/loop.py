@@ -27,7 +27,7 @@ from score_st.diffusion import time_sampling
 from score_st.runtime import distributed, endings, exit_codes, profiling, progress, sharding
 from score_st.runtime.goodput import Goodput
 from score_st.runtime.workdir import write_text
-from score_st.training import averages, checkpoints, keeping, loggers, stored_weights
+from score_st.training import averages, checkpoints, keeping, loggers, saving, stored_weights
 from score_st.training import step as stepping
 from score_st.training.state import TrainState
 from score_st.training.step import TrainStepConfig
@@ -309,7 +309,7 @@ def fit(config: ConfigDict, workdir: Path, step_config: TrainStepConfig, images:
     # state, data, log
     training, stop = config.training, config.training.n_iters
     key, preemption = jax.random.key(config.seed), distributed.Preemption(step_config.mesh, training.grace)
-    saver = functools.partial(checkpoints.Saver, workdir, config.storage, preemption.is_overdue, may_write=may_write)
+    saver = functools.partial(saving.Saver, workdir, config.storage, preemption.is_overdue, may_write=may_write)
     checkpoint = saver(functools.partial(checkpoints.manager, workdir, training.snapshot_freq))
     current = resume(checkpoint.manager, step_config, key)
     start = step = int(current.step)

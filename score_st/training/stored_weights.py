@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from score_st.config import MEANING, ConfigError
 from score_st.model import DiffusionModel
 from score_st.runtime.workdir import check_same
-from score_st.training import averages, checkpoints, saved_steps
+from score_st.training import averages, checkpoints, saved_steps, saving
 from score_st.training.state import AveragedState, TrainState
 
 FOLDER = "averages"
@@ -29,7 +29,7 @@ class Store:
     """Writes the averages of a run in the background, one Orbax checkpoint for each stored step."""
 
     def __init__(
-        self, workdir: Path, steps: Sequence[int], current: TrainState, saver: Callable[[Any], checkpoints.Saver]
+        self, workdir: Path, steps: Sequence[int], current: TrainState, saver: Callable[[Any], saving.Saver]
     ) -> None:
         """Drops what is stored of steps past `current`, which are done again, and stores `current` if it is missing.
 

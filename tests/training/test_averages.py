@@ -10,7 +10,7 @@ import pytest
 
 from score_st import config
 from score_st.runtime import sharding
-from score_st.training import averages, checkpoints, state, stored_weights
+from score_st.training import averages, saving, state, stored_weights
 
 TABLE_WIDTHS = 0.02, 0.03, 0.075, 0.15, 0.20, 0.25
 # relative errors of the profile that least squares leave with n pairs of averages, stored evenly
@@ -96,7 +96,7 @@ def noisy(tmp_path_factory):
         current = state.update(current, gradient, optimizer, 0.99)
         return current, averages.updated(kept, current.params, current.step)
 
-    saver = functools.partial(checkpoints.Saver, workdir, config.default().storage, lambda: False)
+    saver = functools.partial(saving.Saver, workdir, config.default().storage, lambda: False)
     store = stored_weights.Store(workdir, steps, current, saver)
     kept = {width: jax.tree.map(jnp.zeros_like, params) for width in ("0.03", "0.075", "0.2")}
     for i, key in enumerate(jax.random.split(jax.random.key(0), stop), 1):
