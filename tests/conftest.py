@@ -4,6 +4,7 @@ Each file of tests runs in one worker, which makes its fixtures and traces its p
 first, so that none is left to one worker at the end.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a worker has it fro
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="score_st_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+gc.set_threshold(50_000, 10, 10)  # tracing makes many objects that live: collecting as often takes a tenth of the time
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that a test starts compiles the package
 # as on a terminal, also in the background of a script and under nohup, which ignore them for all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
