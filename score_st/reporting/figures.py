@@ -156,7 +156,9 @@ def _scale(axes: "Axes", name: str, log: bool, values: Float[np.ndarray, " N"]) 
         axes.set(**{f"{name}scale": "log"})
         decades = np.log10(values.max() / values.min())
         subs = (1, 1.5, 2, 3, 4, 5, 7) if decades < 0.8 else (1, 2, 5) if decades < 2 else (1,)
-        axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=7))
+        powers = ticker.LogLocator(subs=subs, numticks=7)
+        narrow = decades < 0.15  # where none of these may lie
+        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]) if narrow else powers)
         axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_major_formatter(log_tick if log else tick)
 

@@ -1,5 +1,7 @@
 """Charts: thin enough for a page, and of every kind."""
 
+import re
+
 import numpy as np
 from PIL import Image
 
@@ -34,6 +36,13 @@ def test_bars_say_their_values():
 def test_ticks():
     assert [figures.tick(value) for value in (0.5, -2, 20_000, 3e6)] == ["0.5", "−2", "20k", "3M"]
     assert [figures.log_tick(value) for value in (0.5, 1e-5, 100, 1e4)] == ["0.5", "10⁻⁵", "100", "10⁴"]
+
+
+def test_a_narrow_logarithmic_axis_has_few_ticks():
+    x = np.arange(5.0)
+    markup = figures.chart([figures.Panel("τ", [figures.Curve("τ", x, 0.0031 + x * 5e-5)], True)], "step").markup
+    ticks = [text for text in re.findall(r">([^<>]+)</text>", markup) if text.startswith("0.003")]
+    assert ticks == ["0.0031", "0.0032", "0.0033"]
 
 
 def test_pictures_of_curves(tmp_path):
