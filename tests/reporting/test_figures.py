@@ -43,6 +43,9 @@ def test_a_narrow_logarithmic_axis_has_few_ticks():
     markup = figures.chart([figures.Panel("τ", [figures.Curve("τ", x, 0.0031 + x * 5e-5)], True)], "step").markup
     ticks = [text for text in re.findall(r">([^<>]+)</text>", markup) if text.startswith("0.003")]
     assert ticks == ["0.0031", "0.0032", "0.0033"]
+    constant = figures.chart([figures.Panel("τ", [figures.Curve("τ", x, 0 * x + 2)], True)], "step").markup
+    assert ">2<" in constant
+    figures.chart([figures.Panel("y", [figures.Curve("y", x, 1 + 0.01 * x, band=(x + 1e-3, 1 + x))], True)], "step")
 
 
 def test_pictures_of_curves(tmp_path):
