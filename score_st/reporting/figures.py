@@ -140,9 +140,7 @@ def tick(value: float, _: float | None = None) -> str:
 
 
 def log_tick(value: float, _: float | None = None) -> str:
-    """Formats a tick of a logarithmic axis: 0.5, 10⁻⁵; nothing at or below zero, where there is no such axis."""
-    if value <= 0:
-        return ""
+    """Formats a tick of a logarithmic axis: 0.5, 10⁻⁵."""
     exponent = math.log10(value)
     if abs(exponent - round(exponent)) < 1e-9 and not -2 <= exponent < 3:
         return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -158,9 +156,10 @@ def _scale(axes: "Axes", name: str, log: bool, values: Float[np.ndarray, " N"]) 
         axes.set(**{f"{name}scale": "log"})
         decades = np.log10(values.max() / values.min())
         subs = (1, 1.5, 2, 3, 4, 5, 7) if decades < 0.8 else (1, 2, 5) if decades < 2 else (1,)
-        powers = ticker.LogLocator(subs=subs, numticks=7)
-        narrow = 1e-6 < decades < 0.15  # where none of these may lie; a constant curve is drawn within decades
-        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]) if narrow else powers)
+        low, high = axis.get_view_interval()
+        narrow = high < 1.4 * low  # where none of these multiples may lie
+        linear, powers = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]), ticker.LogLocator(subs=subs, numticks=7)
+        axis.set_major_locator(linear if narrow else powers)
         axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_major_formatter(log_tick if log else tick)
 
