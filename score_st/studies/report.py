@@ -11,6 +11,7 @@ from score_st.reporting import figures, page, sections
 from score_st.runtime.workdir import write_text
 from score_st.studies import summary
 from score_st.studies.definition import EXPECTATIONS, Study
+from score_st.studies.measures import WEIGHTS
 
 MOST_ROWS = 40  # of a plot
 Entry = dict[str, Any]  # of a figure or a comparison, as study.json has it
@@ -107,22 +108,28 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |\n" for line in lines)
 
 
+def panel_of(figure: str, row: str) -> str:
+    """Returns the name of the panel of a row's figure: raw weights, which are far worse, have a scale of their own."""
+    return f"{figure}, raw" if row == "raw" else figure
+
+
 def plotted(part: Entry, comparisons: list[Entry]) -> dict[str, list[figures.Dots]]:
     """Returns the panels of a part's plot: the figures of its comparisons, at the last step and in their rows."""
-    wanted = list(dict.fromkeys(entry["expected"]["figure"] for entry in comparisons))
-    sides = [entry["expected"][side] for entry in comparisons for side in ("a", "b")]
-    places = {side["row"] for side in sides if side}
-    panels: dict[str, list[figures.Dots]] = {}
+    sides = [(e["expected"]["figure"], e["expected"][side]) for e in comparisons for side in ("a", "b")]
+    asked = [(figure, side["row"]) for figure, side in sides if side]
+    wanted, places = dict.fromkeys(figure for figure, _ in asked), {row for _, row in asked}
+    panels: dict[str, list[figures.Dots]] = {panel_of(*pair): [] for pair in asked}
     last = max(steps_of(part), default=0)
     for cell, step, row, entries in rows_of(part):
-        name = cell if row == "ema" else f"{cell}, {row}"
+        name = cell if row in WEIGHTS else f"{cell}, {row}"
         for figure in wanted:
-            if step == last and row in places and (entry := entries.get(figure)) and entry["mean"] is not None:
-                low, high = (np.nan if entry[key] is None else entry[key] for key in ("low", "high"))
-                values = [value for value in entry["values"] if value is not None]
-                dots = figures.Dots(name, values, entry["mean"], low, high)
-                panels.setdefault(figure, []).append(dots)
-    return {figure: rows[:MOST_ROWS] for figure, rows in panels.items()}
+            panel, entry = panels.get(panel_of(figure, row)), entries.get(figure)
+            if panel is None or entry is None or entry["mean"] is None or step != last or row not in places:
+                continue
+            low, high = (np.nan if entry[key] is None else entry[key] for key in ("low", "high"))
+            values = [value for value in entry["values"] if value is not None]
+            panel.append(figures.Dots(name, values, entry["mean"], low, high))
+    return {name: rows[:MOST_ROWS] for name, rows in panels.items() if rows}
 
 
 def curves(part: Entry, comparisons: list[Entry]) -> list[figures.Panel]:
