@@ -270,7 +270,7 @@ def _dots(figure: "Figure", panels: dict[str, list[Dots]], ink: str, color: str)
         axes.xaxis.set_major_formatter(tick)
         axes.grid(axis="x", linewidth=0.6)
     grid[0, 0].set_yticks(range(len(names)), [name[:48] for name in names])
-    grid[0, 0].invert_yaxis()
+    grid[0, 0].set_ylim(len(names) - 0.5, -0.5)  # the first one on top, with half a row around all
 
 
 def _dots_grid(panels: dict[str, list[Dots]]) -> tuple[int, int]:
