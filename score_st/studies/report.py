@@ -117,19 +117,24 @@ def plotted(part: Entry, comparisons: list[Entry]) -> dict[str, list[figures.Dot
     """Returns the panels of a part's plot: the figures of its comparisons, at the last step and in their rows."""
     sides = [(e["expected"]["figure"], e["expected"][side]) for e in comparisons for side in ("a", "b")]
     asked = [(figure, side["row"]) for figure, side in sides if side]
-    wanted, places = dict.fromkeys(figure for figure, _ in asked), {row for _, row in asked}
+    places = {row for _, row in asked}
     panels: dict[str, list[figures.Dots]] = {panel_of(*pair): [] for pair in asked}
     last = max(steps_of(part), default=0)
     for cell, step, row, entries in rows_of(part):
+        if step != last or row not in places:
+            continue
         name = cell if row in WEIGHTS else f"{cell}, {row}"
-        for figure in wanted:
-            panel, entry = panels.get(panel_of(figure, row)), entries.get(figure)
-            if panel is None or entry is None or entry["mean"] is None or step != last or row not in places:
-                continue
-            low, high = (np.nan if entry[key] is None else entry[key] for key in ("low", "high"))
-            values = [value for value in entry["values"] if value is not None]
-            panel.append(figures.Dots(name, values, entry["mean"], low, high))
+        for figure, entry in entries.items():
+            panel = panels.get(panel_of(figure, row))
+            if panel is not None and entry["mean"] is not None:
+                panel.append(dots_of(name, entry))
     return {name: rows[:MOST_ROWS] for name, rows in panels.items() if rows}
+
+
+def dots_of(name: str, entry: Entry) -> figures.Dots:
+    """Returns the row of a plot that has a figure's seeds, their mean and its interval."""
+    low, high = (np.nan if entry[key] is None else entry[key] for key in ("low", "high"))
+    return figures.Dots(name, [value for value in entry["values"] if value is not None], entry["mean"], low, high)
 
 
 def curves(part: Entry, comparisons: list[Entry]) -> list[figures.Panel]:
