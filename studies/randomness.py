@@ -82,6 +82,10 @@ STUDY = Study(
             why="clipping takes the scale Z(τ) away from nearly every step, so that their means no longer agree",
         ),
         Comparison("With clipping, samples?", "KID-digits", At("A2-clipped/one"), At("A2-clipped/none")),
+        Comparison(
+            "With clipping, eight τ a batch beside none?", "nll", At("A2-clipped/eight"), At("A2-clipped/none")
+        ),
+        Comparison("With clipping, one τ an image beside none?", "nll", At("A2-clipped/each"), At("A2-clipped/none")),
         Comparison("Does clipping cost one τ a batch likelihood?", "nll", At("A2-clipped/one"), At("A1/one")),
         Comparison("Does clipping cost training without τ likelihood?", "nll", At("A2-clipped/none"), At("A1/none")),
         Comparison(
