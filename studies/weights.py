@@ -97,5 +97,18 @@ STUDY = Study(
             At("B-preconditioned/sigma2"),
             At("B-preconditioned/g2"),
         ),
+        Comparison(
+            "Preconditioned, with i-DODE's times: samples?",
+            "KID-digits",
+            At("B-preconditioned/g2-st-idode"),
+            At("B-preconditioned/g2-idode"),
+        ),
+        Comparison("g²: preconditioned beside official?", "nll", At("B-preconditioned/g2"), At("B/g2")),
+        Comparison(
+            "g², preconditioned: i-DODE's times beside importance times?",
+            "nll",
+            At("B-preconditioned/g2-idode"),
+            At("B-preconditioned/g2"),
+        ),
     ),
 )
