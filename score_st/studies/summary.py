@@ -18,7 +18,7 @@ from score_st.studies.definition import At, Comparison, Study
 EXPECTED = "expected.json"
 
 
-def expectations(study: Study, out: Path) -> dict[str, dict[str, Any]]:
+def written(out: Path) -> dict[str, dict[str, Any]]:
     """Returns what `expected.json` has of each comparison, by its question; {} if there is no such file.
 
     Raises:
@@ -32,20 +32,27 @@ def expectations(study: Study, out: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{out / EXPECTED}: is damaged ({error}); take it from where it was committed") from error
 
 
-def register(study: Study, out: Path) -> None:
-    """Writes down what is expected of each comparison, unless a cell of it has a result already.
+def expectations(study: Study, out: Path, table: "Table") -> dict[str, dict[str, Any]]:
+    """Returns what is expected of each comparison, by its question.
 
     What was written before the first result stays; what is added or changed afterwards is marked `late`.
     """
-    old, new = expectations(study, out), {}
-    has_results = {cell.name: bool(Results(cell, out).values()) for cell in study.cells}
+    old, new = written(out), {}
     for comparison in study.comparisons:
         stated = json.loads(json.dumps(comparison.expectation))
-        late = any(has_results[cell] for cell in comparison.cells)
-        before = old.get(comparison.question)
-        same = before and all(before["expected"][key] == stated[key] for key in ("figure", "a", "b", "paired"))
-        new[comparison.question] = before if late and same else {"expected": stated, "late": late}
-    if new != old:
+        late = any(table.values[cell] for cell in comparison.cells)
+        before, keys = old.get(comparison.question), ("figure", "a", "b", "paired")
+        if before and late and all(before["expected"][key] == stated[key] for key in keys):
+            new[comparison.question] = before
+        else:
+            new[comparison.question] = {"expected": stated, "late": late}
+    return new
+
+
+def register(study: Study, out: Path) -> None:
+    """Writes down what is expected of each comparison, for the time when there are results."""
+    new = expectations(study, out, Table(study, out))
+    if new != written(out):
         write_text(out / EXPECTED, strict_json.dumps(new, indent=1) + "\n")
 
 
@@ -90,7 +97,8 @@ class Table:
 
 def summarize(study: Study, out: Path) -> dict[str, Any]:
     """Returns the content of `study.json`: means with intervals of every figure, and every comparison."""
-    table, stated = Table(study, out), expectations(study, out)
+    table = Table(study, out)
+    stated = expectations(study, out, table)
     parts: dict[str, Any] = {}
     for name, part in study.parts.items():
         cells = {}
@@ -110,7 +118,7 @@ def summarize(study: Study, out: Path) -> dict[str, Any]:
     comparisons, primary = list[dict[str, Any]](), set[str]()
     for comparison in study.comparisons:
         first, second, interval, ratio = table.compare(comparison)
-        entry = stated.get(comparison.question, {"expected": comparison.expectation, "late": False})
+        entry = stated[comparison.question]
         expected = entry["expected"]
         of_part = first.split("/")[0]
         is_primary = bool(comparison.expect) and of_part not in primary and not entry["late"]
