@@ -9,11 +9,14 @@ from typing import Any
 import jax
 
 from score_st.config import changed, check
+from score_st.data.images import Images
 from score_st.diffusion import guidance
 from score_st.diffusion.linear_sde import SDE
 from score_st.diffusion.parametrization import Score
+from score_st.evaluation import generation
 from score_st.model import CombinedModel, DiffusionModel
 from score_st.runtime import resumable
+from score_st.studies.measures import SEED as NOISE
 from score_st.studies.measures import WEIGHTS, Measure, Rows, Samples, Setting, alone, with_samples
 from score_st.studies.training import Trainer
 from score_st.training.state import TrainState
@@ -83,8 +86,13 @@ class Experts:
         fields = {field.name: getattr(setting.model, field.name) for field in dataclasses.fields(DiffusionModel)}
         parts: Any = setting.model, SameNoise(trainer.model, setting.model.sde)
         model = CombinedModel(**fields, parts=parts, combination=guidance.Experts(self.below))
-        samples = Samples(self.num, self.features, self.metrics, ("ema",))
-        measure = samples.of(setting, model, lambda row, state: (WEIGHTS[row](state), fixed))
+        generate = generation.generator(setting.config, model, NOISE)
+
+        def draw(row: str, state: TrainState) -> Images:
+            params = WEIGHTS[row](state), fixed
+            return generation.draw(setting.config, model, params, self.num, NOISE, setting.mesh, generate)[0]
+
+        measure = Samples(self.num, self.features, self.metrics, ("ema",)).of(setting, draw)
         return lambda state: {f"ema, fixed below {self.below:g}": measure(state)["ema"]}
 
     def smaller(self, setting: Setting) -> tuple[Measure, float]:

@@ -46,6 +46,36 @@ class Setting:
     mesh: Mesh
     cache: Path
 
+    @functools.cached_property
+    def samples(self) -> "SharedSamples":
+        """Samples of the model, drawn once for all measures."""
+        return SharedSamples(self)
+
+
+class SharedSamples:
+    """Samples of one state's weights, kept until those of another state are drawn."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Draws nothing yet."""
+        self._setting = setting
+        self._generate = generation.generator(setting.config, setting.model, SEED)
+        self._state: TrainState | None = None
+        self._drawn: dict[tuple[str, int], Images] = {}
+
+    def __call__(self, weights: str, state: TrainState, num: int) -> Images:
+        """Returns `num` samples of a state's weights, drawn with the noise of all cells.
+
+        Raises:
+          ConfigError: the sampler diverged.
+        """
+        if state is not self._state:
+            self._state, self._drawn = state, {}
+        if (weights, num) not in self._drawn:
+            config, model, mesh = self._setting.config, self._setting.model, self._setting.mesh
+            params = WEIGHTS[weights](state)
+            self._drawn[weights, num], _ = generation.draw(config, model, params, num, SEED, mesh, self._generate)
+        return self._drawn[weights, num]
+
 
 @runtime_checkable
 class Measure(Protocol):
@@ -209,13 +239,10 @@ class Samples:
 
     def prepare(self, setting: Setting) -> Callable[[TrainState], Rows]:
         """See `Measure`: rows ema and raw, and the floor: as many test images."""
-        return self.of(setting, setting.model, lambda row, state: WEIGHTS[row](state))
+        return self.of(setting, lambda row, state: setting.samples(row, state, self.num))
 
-    def of(
-        self, setting: Setting, model: DiffusionModel, weights: Callable[[str, TrainState], Any]
-    ) -> Callable[[TrainState], Rows]:
-        """Returns the same for another model; `weights` are its parameters for a row and a state."""
-        generate = generation.generator(setting.config, model, SEED)
+    def of(self, setting: Setting, draw: Callable[[str, TrainState], Images]) -> Callable[[TrainState], Rows]:
+        """Returns the same for other samples, which `draw` returns for a row and a state."""
         compare = {name: self._distance(setting, EXTRACTORS[name]) for name in self.features}
         floor: dict[str, float] = {}
         for distance in compare.values():
@@ -225,8 +252,7 @@ class Samples:
             rows: dict[str, Mapping[str, float]] = {"test images": floor}
             for row in self.weights:
                 try:
-                    params = weights(row, state)
-                    images, _ = generation.draw(setting.config, model, params, self.num, SEED, setting.mesh, generate)
+                    images = draw(row, state)
                 except ConfigError:  # the sampler diverged
                     continue
                 figures: dict[str, float] = {}

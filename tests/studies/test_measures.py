@@ -4,11 +4,13 @@ import dataclasses
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from support import tiny_study
 
 from score_st.data import pipeline
+from score_st.evaluation import generation
 from score_st.studies import BitsPerDim, LossByTime, measures
 from score_st.studies.training import Trainer
 
@@ -43,6 +45,16 @@ def test_the_loss_on_both_sides_of_a_time(setting):
         assert below > 0 and above > 0
         sums.append(below + above)
     assert sums[0] == pytest.approx(sums[1], rel=1e-3)
+
+
+def test_samples_are_drawn_once(setting):
+    """Those of a state, with the noise of all cells, and those of another state anew."""
+    setting, state = setting
+    drawn, weights = setting.samples("raw", state, 4), state.replace(params=jax.tree.map(np.zeros_like, state.params))
+    alone, _ = generation.draw(setting.config, setting.model, state.params, 4, measures.SEED, setting.mesh)
+    assert np.array_equal(drawn, alone) and setting.samples("raw", state, 4) is drawn
+    assert not np.array_equal(setting.samples("raw", weights, 4), drawn)
+    assert np.array_equal(setting.samples("ema", weights, 4), drawn)  # which are those of the first state
 
 
 def test_integrals_on_both_sides():
