@@ -209,4 +209,6 @@ def read(path: str | Path) -> Study:
             raise ConfigError(f"{about}: expect={comparison.expect!r}; choose from {', '.join(EXPECTATIONS)}")
         if (comparison.expect == "same") != (comparison.margin > 0):
             raise ConfigError(f"{about}: a margin above 0 goes with expect='same', and with nothing else")
+        if comparison.size and not (comparison.expect and comparison.size[0] < comparison.size[1]):
+            raise ConfigError(f"{about}: size={comparison.size}; should be (lower, upper), and goes with expect=")
     return study

@@ -1,6 +1,6 @@
 """Means and differences with 95 % intervals over seeds, and whether what was expected came."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,13 +62,14 @@ def ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Interval:
     return over_seeds({seed: a[seed] / b[seed] if positive else np.nan for seed in seeds})
 
 
-def verdict(expect: str, interval: Interval, margin: float = 0.0) -> str:
+def verdict(expect: str, interval: Interval, margin: float = 0.0, size: Sequence[float] | None = None) -> str:
     """Returns whether what was expected of a difference came: CAME, OPPOSITE or UNDECIDED, or "" if nothing was.
 
     Args:
       expect: one of `definition.EXPECTATIONS`, or empty.
       interval: of the difference; it decides only as a whole.
       margin: up to which a difference counts as none, for "same".
+      size: lower and upper limit that were expected, too; CAME is then followed by whether the interval lies between.
     """
     low, high = interval.low, interval.high
     came, opposite = {
@@ -77,4 +78,9 @@ def verdict(expect: str, interval: Interval, margin: float = 0.0) -> str:
         "same": (-margin < low and high < margin, low > margin or high < -margin),
         "": (False, False),
     }[expect]
-    return "" if not expect else CAME if came else OPPOSITE if opposite else UNDECIDED
+    if not came:
+        return "" if not expect else OPPOSITE if opposite else UNDECIDED
+    if not size:
+        return CAME
+    inside, outside = size[0] <= low and high <= size[1], high < size[0] or low > size[1]
+    return f"{CAME}, {'and of that size' if inside else 'but of another size' if outside else 'its size undecided'}"

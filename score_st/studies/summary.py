@@ -127,7 +127,7 @@ def summarize(study: Study, out: Path) -> dict[str, Any]:
         found |= {"low": number(interval.low), "high": number(interval.high)}
         if ratio:
             found["ratio"] = {key: number(getattr(ratio, key)) for key in ("mean", "low", "high")}
-        came = statistics.verdict(expected["expect"], interval, expected["margin"])
+        came = statistics.verdict(expected["expect"], interval, expected["margin"], expected["size"])
         question = {"question": comparison.question, "part": of_part, "primary": is_primary, "late": entry["late"]}
         comparisons.append(question | {"expected": expected, **found, "came": came})
     return {"title": study.title, "parts": parts, "comparisons": comparisons}

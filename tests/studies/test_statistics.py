@@ -56,3 +56,19 @@ def test_too_few_seeds_have_no_interval():
 def test_verdicts(expect, low, high, came):
     interval = statistics.Interval((low + high) / 2, low, high, 5)
     assert statistics.verdict(expect, interval, margin=0.5) == came
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "came"),
+    [
+        (-0.04, -0.03, "as expected, and of that size"),
+        (-0.02, -0.01, "as expected, but of another size"),
+        (-0.9, -0.1, "as expected, but of another size"),
+        (-0.04, -0.02, "as expected, its size undecided"),
+        (-0.04, 0.01, "undecided"),
+        (0.03, 0.04, "the opposite"),
+    ],
+)
+def test_verdicts_on_a_size(low, high, came):
+    interval = statistics.Interval((low + high) / 2, low, high, 5)
+    assert statistics.verdict("lower", interval, size=(-0.05, -0.025)) == came

@@ -141,6 +141,12 @@ def test_the_command_only_reports(tmp_path, capsys):
         ("step=2", "step=3", "T/one is not measured at step 3"),
         ('expect="higher"', 'expect="more"', "expect='more'; choose from lower, higher, same"),
         ('expect="higher"', 'expect="same"', "a margin above 0 goes with expect='same'"),
+        ('why="noise"', "size=(0.2, 0.1)", "size=(0.2, 0.1); should be (lower, upper)"),
+        (
+            'expect="higher", why="noise"',
+            "size=(0.1, 0.2)",
+            "size=(0.1, 0.2); should be (lower, upper), and goes with",
+        ),
         ("STUDY = ", "MINE = ", "should define STUDY"),
     ],
 )
