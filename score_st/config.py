@@ -269,14 +269,15 @@ def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     Raises:
       ConfigError: an unknown key, or a value of the wrong type.
     """
-    flat = flatten(config)
+    flat, values = flatten(config), dict[str, Any]()
     for key, text in overrides.items():
         if key not in ALL:
             raise ConfigError(f"--config.{key}: unknown key{_suggest(key)}")
-        *section, name = key.split(".")
-        target = config[section[0]] if section else config
-        with target.unlocked(), target.ignore_type():
-            target[name] = _parse(key, text, flat[key])
+        values[key] = _parse(key, text, flat[key])
+    with config.unlocked(), config.ignore_type():  # once, as it visits all keys
+        for key, value in values.items():
+            *section, name = key.split(".")
+            (config[section[0]] if section else config)[name] = value
     return config.lock()
 
 
