@@ -26,6 +26,7 @@ TEST = [
     "import-linter>=2.5",
     "beartype>=0.22",
     "hypothesis>=6.150",
+    "setuptools",  # which a virtual environment of Python 3.12 has not by itself
 ]
 TEST += [*FID, *LSUN, *TFRECORD, *PARQUET, *SAFETENSORS, *NOTEBOOKS, *GCS, *S3, *EMULATORS]
 CONFIGS = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs"))]

@@ -339,7 +339,7 @@ def compare(
         for name, output in _outputs(config, model, current, golden, dtype).items():
             with np.errstate(invalid="ignore", divide="ignore"):
                 error = np.max(np.abs(output - golden[name])) / np.max(np.abs(golden[name]))
-            errors.setdefault(name, {})[dtype.__name__] = float(error)
+            errors.setdefault(name, {})[jnp.dtype(dtype).name] = float(error)
     return errors
 
 

@@ -22,7 +22,7 @@ NARROWEST, WIDEST = 0.02, 0.25  # that can be made of these
 def exponent(width: float) -> float:
     """The γ of a width σ_rel = (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½, 0 < σ_rel < 0.28: a root of a cubic (section 3.1)."""
     square = width**-2
-    return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
+    return float(np.max(np.roots([1, 7, 16 - square, 12 - square]).real))
 
 
 def stored_steps(count: int, stop: int) -> tuple[int, ...]:
