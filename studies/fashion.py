@@ -45,7 +45,7 @@ VE = {
 RVE = {**VE, "training.sde": "reciprocal_vesde", "training.eta": 1e-3, "model.sigma_min": 1e-3}
 
 SMALL, LARGE = ("fashion-mnist",), ("efficientnet-lite0",)
-FD = "FD-fashion-mnist"
+FD, LITE = "FD-fashion-mnist", "FD-efficientnet-lite0"
 BITS = BitsPerDim(images=500)
 FIXED = "ema, fixed below 1"
 FIXED_SETTINGS = {"model.sigma_min": 1e-3, "training.st": False, "training.k": 1.0}
@@ -144,7 +144,7 @@ STUDY = Study(
             paired=True,
             why="claim 1: it falls with ε",
         ),
-        Comparison("EfficientNet's features: the same?", "FD-efficientnet-lite0", At("C/g2-st"), At("C/g2")),
+        Comparison("EfficientNet's features: the same?", LITE, At("C/g2-st"), At("C/g2")),
         Comparison("The same by KID?", "KID-fashion-mnist", At("C/g2-st"), At("C/g2")),
         Comparison("Preconditioned: samples?", FD, At("C/g2-st-preconditioned"), At("C/g2-preconditioned")),
         Comparison("Preconditioned: likelihood?", "nll", At("C/g2-st-preconditioned"), At("C/g2-preconditioned")),
@@ -165,6 +165,9 @@ STUDY = Study(
         ),
         Comparison("One τ a batch beside none: samples?", FD, At("C/g2-st"), At("D/none")),
         Comparison("One τ a batch beside none: likelihood?", "nll", At("C/g2-st"), At("D/none")),
+        Comparison("Without a random τ, beside g²: samples?", FD, At("D/none"), At("C/g2")),
+        Comparison("Without a random τ, beside g²: likelihood?", "nll", At("D/none"), At("C/g2")),
+        Comparison("Without a random τ, beside g²: EfficientNet?", LITE, At("D/none"), At("C/g2")),
         Comparison(
             "VP, k = 0 beside k = 1: likelihood?", "nll", At("E-vp/k0"), At("C/g2-st"), expect="higher", why="claim 4"
         ),
