@@ -9,6 +9,7 @@ What it was writing at that moment is not prevented.
 """
 
 import contextlib
+import fcntl
 import functools
 import json
 import math
@@ -19,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from score_st.runtime import mirror, storage
 NAME = ".lease"
 T = TypeVar("T")
 GRACE = 4.0  # seconds for the last uploads before a lease is released
+SUSPENDED = 2.0  # seconds after which a process that should have changed a file at once leaves it alone
 RENEWALS = 3  # in the time after which a lease is taken over
 
 
@@ -83,7 +85,7 @@ def parse(content: bytes | None) -> dict[str, Any]:
 
 
 class LocalFile:
-    """A lease on a disk or NFS, created exclusively by a link."""
+    """A lease on a disk or NFS: created exclusively by a link, changed under a lock of the file that it is then."""
 
     def __init__(self, path: Path) -> None:
         """See `read`, `create`, `replace` and `remove`."""
@@ -117,33 +119,38 @@ class LocalFile:
         finally:
             temporary.unlink()
 
+    def _lock(self, file: IO[bytes]) -> None:
+        """Locks the lease that is open; returns in the end also if the process that has the lock is suspended."""
+        give_up = time.monotonic() + 1.5 * SUSPENDED
+        with contextlib.suppress(OSError):  # a file system without locks
+            while time.monotonic() < give_up:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                time.sleep(0.005)
+
+    def _change(self, old: bytes, change: Callable[[], object]) -> bool:
+        """Calls `change` if the lease is still `old`; returns whether it did."""
+        mode = "r+b" if os.access(self.path, os.W_OK) else "rb"  # NFS locks only what is open for writing
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.path.open(mode) as file:
+            self._lock(file)
+            began = time.monotonic()
+            if self.read() == old and time.monotonic() < began + SUSPENDED:
+                change()
+                return True
+        return False
+
     def replace(self, old: bytes, new: bytes) -> bool:
-        """Replaces the owner's own lease; returns False if it is not `old` any more."""
-        began = time.monotonic()
+        """Replaces the lease; returns False if it is not `old` any more."""
         temporary = self._temporary(new)
         try:
-            if self.read() != old or time.monotonic() > began + 2:  # a process that was stopped here asks again
-                return False
-            temporary.replace(self.path)
-            return True
+            return self._change(old, lambda: temporary.replace(self.path))
         finally:
             temporary.unlink(missing_ok=True)
 
     def remove(self, old: bytes) -> bool:
         """Removes a lease that is still `old`, and no other; returns whether it did."""
-        aside = self.path.with_name(f"{NAME}.{uuid.uuid4().hex}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return False
-        try:
-            if aside.read_bytes() == old:
-                return True
-            with contextlib.suppress(FileExistsError):  # of another successor, which was faster: it gets it back
-                os.link(aside, self.path)
-            return False
-        finally:
-            aside.unlink()
+        return self._change(old, self.path.unlink)
 
 
 class StoredObject:
@@ -231,25 +238,25 @@ class Lease:
 
     def _acquire(self) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        while True:
-            current, owner = self._ask(self.place.read), parse(self.seen)
+        mine = json.dumps(self.me).encode()
+        while (current := self._ask(self.place.read)) != mine:
+            owner = parse(self.seen)
             if current is None:
-                mine = json.dumps(self.me).encode()
-                if self._ask(functools.partial(self.place.create, mine)):
-                    self.content, self.renewed = mine, time.monotonic()
-                    threading.Thread(target=self._renew, daemon=True, name="lease").start()
-                    return
-                self.seen, self.since = self._ask(self.place.read), time.monotonic()
-            elif parse(current).get("token") == self.me["token"]:  # created, though the answer was lost
-                self._ask(functools.partial(self.place.remove, current))
+                take = functools.partial(self.place.create, mine)
             elif current != self.seen:
                 if (now := parse(current)) and owner and now["token"] == owner["token"]:
                     raise Taken(self._said(now))
                 self.seen, self.since = current, time.monotonic()
+                continue
             elif (owner and is_over(owner, self.me)) or time.monotonic() > self.since + self._wait(owner):
-                self._ask(functools.partial(self.place.remove, current))
+                take = functools.partial(self.place.replace, current, mine)
             else:
                 time.sleep(min(0.2, self.seconds / 10))
+                continue
+            self.renewed = time.monotonic()
+            self._ask(take)  # whether it did is read, as the answer of a bucket may be lost
+        self.content = mine
+        threading.Thread(target=self._renew, daemon=True, name="lease").start()
 
     def _wait(self, owner: dict[str, Any]) -> float:
         return max(self.seconds, owner.get("seconds", 0.0))

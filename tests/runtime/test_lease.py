@@ -1,18 +1,20 @@
 """The lease of a workdir, on disks and on emulators of both stores, and the conditional writes that it needs."""
 
 import concurrent.futures
+import fcntl
 import json
 import math
 import os
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
 from support import buckets
 
 from score_st.runtime import storage
-from score_st.runtime.lease import Lease, StoredObject, Taken, began, identity, is_over, parse
+from score_st.runtime.lease import Lease, LocalFile, StoredObject, Taken, began, identity, is_over, parse
 from score_st.runtime.mirror import Mirror
 
 
@@ -180,3 +182,50 @@ def test_of_many_successors_one_gets_it(tmp_path):
     assert parse((tmp_path / ".lease").read_bytes())["token"] == leases[results.index(True)].me["token"]
     leases[results.index(True)].release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_changes_once_and_is_there_all_the_time(tmp_path):
+    """Of eight that replace or remove the same one at the same moment; it had two owners when they did not lock it."""
+    place, barrier = LocalFile(tmp_path / ".lease"), threading.Barrier(8)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            old = f"{number} before".encode()
+            place.path.write_bytes(old)
+
+            def change(mine, old=old):
+                barrier.wait()
+                if mine == b"remove":
+                    return place.remove(old)
+                return place.replace(old, mine) or place.create(mine)
+
+            mine = [b"remove" if number % 2 and not k else f"{number} {k}".encode() for k in range(8)]
+            results = list(pool.map(change, mine))
+            winners = [name for name, won in zip(mine, results, strict=True) if won]
+            if b"remove" in winners:  # the first of the others may create it then
+                winners.remove(b"remove")
+            assert [place.read()] == (winners or [None])
+            assert [path.name for path in tmp_path.iterdir()] == [".lease"] * len(winners)
+            place.path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("error", [OSError("no locks"), BlockingIOError()])
+def test_a_lock_that_cannot_be_had(tmp_path, monkeypatch, error):
+    """On a file system without locks; and while a process that is suspended has the lock."""
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    place = LocalFile(tmp_path / ".lease")
+    place.path.write_bytes(b"old")
+    began = time.monotonic()
+    assert not place.replace(b"another", b"new") and place.replace(b"old", b"new") and place.remove(b"new")
+    assert time.monotonic() < began + 11 and list(tmp_path.iterdir()) == []
+
+
+def test_one_that_was_suspended_in_its_lock_leaves_the_lease_alone(tmp_path, monkeypatch):
+    place = LocalFile(tmp_path / ".lease")
+    place.path.write_bytes(b"old")
+    read = place.read
+    monkeypatch.setattr(place, "read", lambda: (time.sleep(2.1), read())[1])
+    assert not place.replace(b"old", b"new") and [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
