@@ -135,8 +135,10 @@ class Mirror:
         self.url, self.patience, self.uploads = url.rstrip("/"), patience, uploads
         delete_abandoned()
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
-        self._owned = (self.path / OWNED).open("w")
+        unlocked = self.path / f"{OWNED}.unlocked"  # before it is locked, it must not look as if its process were dead
+        self._owned = unlocked.open("w")
         fcntl.flock(self._owned, fcntl.LOCK_EX)
+        unlocked.rename(self.path / OWNED)
         _open[self.path] = self
         self.files: dict[str, tuple[int, int, int, int]] = {}  # uploaded, with their `state`
         self.logs: dict[str, Log] = {}

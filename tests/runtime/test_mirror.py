@@ -1,5 +1,6 @@
 """Folders in buckets: what is uploaded when, and read back."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -147,6 +148,21 @@ def test_an_outage_is_survived_and_said_once(store, url, capsys):
     two = opened(url)
     assert (two.path / "metrics.jsonl").read_text() == "1\n2\n"
     two.close()
+
+
+def test_a_new_folder_is_not_taken_for_that_of_a_killed_process(monkeypatch):
+    """Another process may look for those at any moment, also before the new one is locked."""
+    flock = fcntl.flock
+
+    def lock(file, how):
+        if how == fcntl.LOCK_EX:
+            mirror.delete_abandoned()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    new = Mirror("gs://bucket/run")
+    assert (new.path / mirror.OWNED).exists()
+    new.close()
 
 
 def test_the_folders_of_killed_processes_are_deleted(url):
