@@ -154,6 +154,16 @@ STUDY = Study(
             At("C/g2-st-preconditioned"),
             At("C/sigma2-preconditioned"),
         ),
+        Comparison("Preconditioned: EfficientNet?", LITE, At("C/g2-st-preconditioned"), At("C/g2-preconditioned")),
+        Comparison(
+            "Preconditioned: σ² beside g², samples?", FD, At("C/sigma2-preconditioned"), At("C/g2-preconditioned")
+        ),
+        Comparison(
+            "Preconditioned: the same, likelihood?", "nll", At("C/sigma2-preconditioned"), At("C/g2-preconditioned")
+        ),
+        Comparison("g², preconditioned beside official: samples?", FD, At("C/g2-preconditioned"), At("C/g2")),
+        Comparison("g², preconditioned beside official: likelihood?", "nll", At("C/g2-preconditioned"), At("C/g2")),
+        Comparison("g², preconditioned beside official: EfficientNet?", LITE, At("C/g2-preconditioned"), At("C/g2")),
         Comparison(
             "Does one τ an image bring samples as close as none?",
             FD,

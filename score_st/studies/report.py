@@ -109,8 +109,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def panel_of(figure: str, row: str) -> str:
-    """Returns the name of the panel of a row's figure: raw weights, which are far worse, have a scale of their own."""
-    return f"{figure}, raw" if row == "raw" else figure
+    """Returns the name of the panel of a row's figure: raw weights and another ε need a scale of their own."""
+    return figure if row == "ema" or not is_of_weights(row) else f"{figure}, {row.removeprefix('ema, ')}"
+
+
+def is_of_weights(row: str) -> bool:
+    """Whether a row has a cell's weights, as they are or with something else than the default, such as another ε."""
+    return row.partition(", ")[0] in WEIGHTS
 
 
 def plotted(part: Entry, comparisons: list[Entry]) -> dict[str, list[figures.Dots]]:
@@ -123,7 +128,7 @@ def plotted(part: Entry, comparisons: list[Entry]) -> dict[str, list[figures.Dot
     for cell, step, row, entries in rows_of(part):
         if step != last or row not in places:
             continue
-        name = cell if row in WEIGHTS else f"{cell}, {row}"
+        name = cell if is_of_weights(row) else f"{cell}, {row}"
         for figure, entry in entries.items():
             panel = panels.get(panel_of(figure, row))
             if panel is not None and entry["mean"] is not None:

@@ -101,21 +101,22 @@ def test_a_seed_without_figures(tmp_path):
     assert content["comparisons"][0]["low"] is None
 
 
-def test_raw_weights_are_drawn_apart(tmp_path):
+@pytest.mark.parametrize(("row", "panel"), [("raw", "nelbo, raw"), ("ema, ε = 0.01", "nelbo, ε = 0.01")])
+def test_other_weights_and_another_epsilon_are_drawn_apart(tmp_path, row, panel):
     """A panel has figures of one scale: those of EMA and raw weights share their rows, not their axis."""
     first, second = tiny_study.STUDY.comparisons
-    raw = dataclasses.replace(first, a=At("T/one", "raw"), b=At("T/each", "raw"), expect="", question="Raw?")
-    study = dataclasses.replace(tiny_study.STUDY, comparisons=(first, second, raw))
+    other = dataclasses.replace(first, a=At("T/one", row), b=At("T/each", row), expect="", question="Other?")
+    study = dataclasses.replace(tiny_study.STUDY, comparisons=(first, second, other))
     for cell in study.cells:
         results = cells.Results(cell, tmp_path, writes=True)
         for seed in range(cell.seeds):
             for name, job in results.jobs(seed):
-                figures = {"ema/nelbo": 2.0 + seed, "raw/nelbo": 20.0 + seed, "raw/nll": 30.0}
+                figures = {"ema/nelbo": 2.0 + seed, f"{row}/nelbo": 20.0 + seed, f"{row}/nll": 30.0}
                 results.lines[name](job, lambda figures=figures: figures)
     content = summary.summarize(study, tmp_path)
     panels = report.plotted(content["parts"]["T"], report.of_part(content, "T"))
     means = {panel: {row.name: row.mean for row in rows} for panel, rows in panels.items()}
-    assert means == {"nelbo": {"one": 2.5, "each": 2.5}, "nelbo, raw": {"one": 20.5, "each": 20.5}}
+    assert means == {"nelbo": {"one": 2.5, "each": 2.5}, panel: {"one": 20.5, "each": 20.5}}
 
 
 def test_the_command_only_reports(tmp_path, capsys):
