@@ -105,5 +105,19 @@ STUDY = Study(
         Comparison(
             "With batch 128, one τ an image beside none?", "nll", At("A2-batch128/each"), At("A2-batch128/none")
         ),
+        Comparison("With batch 128, eight τ beside none?", "nll", At("A2-batch128/eight"), At("A2-batch128/none")),
+        Comparison("With batch 128, samples?", "KID-digits", At("A2-batch128/one"), At("A2-batch128/none")),
+        Comparison(
+            "At as many images, batch 128 beside batch 32, with one τ?",
+            "nll",
+            At("A2-batch128/one", step=750),
+            At("A1/one"),
+        ),
+        Comparison(
+            "At as many images, batch 128 beside batch 32, without τ?",
+            "nll",
+            At("A2-batch128/none", step=750),
+            At("A1/none"),
+        ),
     ),
 )
